@@ -1,0 +1,1 @@
+"""From raw text to the batch of a step."""

@@ -1,0 +1,1 @@
+"""Losses: arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Attention, rotary positions and token log-probabilities: arrays in, arrays out."""

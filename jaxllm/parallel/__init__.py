@@ -1,0 +1,1 @@
+"""The mesh, the two rule tables, and the processes that share them."""

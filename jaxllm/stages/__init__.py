@@ -1,0 +1,1 @@
+"""One short file per stage of a model's life."""

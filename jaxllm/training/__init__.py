@@ -1,0 +1,1 @@
+"""State, step, loop, checkpoints, metrics: knows no model."""

@@ -1,0 +1,15 @@
+"""Every test runs on eight faked CPU devices, with compiled programs kept between runs."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600 " + os.environ.get("XLA_FLAGS", "")
+)
+
+import jax  # noqa: E402  (the flags above are read when JAX starts)
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / f"jax-{jax.__version__}"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
