@@ -1,0 +1,136 @@
+"""The front door: `jaxllm STAGE --config FILE --workdir DIR`; answers --help at once, turns mistakes into one line and exit code 2."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from jaxllm.stages.keys import SAMPLE, SHARED, STAGES
+
+DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75  # DESIGN: exit codes
+
+TRAINS = ("pretrain",)  # stages that run config.steps updates
+EPILOG = (
+    "Any config key can be overridden: --config.optimizer.learning_rate=1e-3. Starting a stage again in the same --workdir resumes it. "
+    "Exit codes: 0 done, 75 stopped early and saved (run again), 2 your mistake, 1 anything else."
+)
+
+
+def _keys_help(keys) -> str:
+    rows = [f"  {name:28} {'' if spec.default is None else spec.default!r:24} {spec.help}" for name, spec in keys.items()]
+    return "config keys (name, default, meaning):\n" + "\n".join(rows)
+
+
+def _configured(parser: argparse.ArgumentParser, workdir: bool = True) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file with get_config(); see configs/")
+    parser.add_argument("--workdir", required=workdir, metavar="DIR", help="where the run lives; starting again there resumes")
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    _configured(parser, workdir=False)
+    parser.epilog = _keys_help({k: v for k, v in SHARED.items() if k.startswith("data.") or k in ("seed", "sequence_length")})
+
+
+def _pretrain(parser: argparse.ArgumentParser) -> None:
+    _configured(parser, workdir=False)
+    parser.add_argument("--check", action="store_true", help="check the config by shapes alone; nothing runs")
+    parser.add_argument("--presets", action=_Presets, nargs=0, help="list the model presets and exit")
+    parser.epilog = _keys_help(SHARED)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="a trained model's work directory")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the last whole one)")
+
+
+def _sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="a trained model's work directory")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the last whole one)")
+    parser.add_argument("--prompt", action="append", help="a prompt; may be repeated")
+    parser.add_argument("--prompts", metavar="FILE", help="a file with one prompt a line, or - for standard input")
+    parser.add_argument("--output", metavar="FILE", help="also write JSON lines here (default: WORKDIR/samples.jsonl)")
+    parser.epilog = _keys_help(SAMPLE)
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work directories to put on one page")
+    parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first work directory)")
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", default="demo", metavar="DIR", help="default: ./demo")
+    parser.add_argument("--keep", action="store_true", help="go on with an earlier demo instead of starting afresh")
+
+
+def _checkpoints(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", metavar="WORKDIR")
+    parser.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
+    parser.add_argument("--prune", type=int, metavar="K", help="keep only the last K whole checkpoints")
+
+
+FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "prepare": _prepare,
+    "pretrain": _pretrain,
+    "evaluate": _evaluate,
+    "sample": _sample,
+    "report": _report,
+    "demo": _demo,
+    "checkpoints": _checkpoints,
+}
+
+
+class _Presets(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        from jaxllm.models.presets import PRESETS
+
+        print("\n".join(PRESETS))
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, without importing JAX."""
+    parser = argparse.ArgumentParser(prog="jaxllm", description="Train, evaluate and sample language models.", epilog=EPILOG)
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, what in STAGES.items():
+        child = stages.add_parser(name, help=what, description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+        FLAGS[name](child)
+    return parser
+
+
+def quiet_environment(stage: str, workdir: str | None) -> None:
+    """Settings that must stand before JAX starts: the CPU backend alone where nothing else is installed, and a quiet C++ log."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def is_mistake(error: BaseException) -> bool:
+    """A ValueError raised by jaxllm's own code is the user's to mend; one from a library is ours."""
+    if not isinstance(error, ValueError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).resolve().is_relative_to(Path(__file__).resolve().parent)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one stage; returns its exit code."""
+    parser = build_parser()
+    args, overrides = parser.parse_known_args(argv)
+    if args.stage in TRAINS and not args.workdir and not args.check:
+        parser.error("--workdir is needed (or --check, to check the config alone)")
+    quiet_environment(args.stage, getattr(args, "workdir", None))
+    try:
+        return import_module(f"jaxllm.stages.{args.stage}").main(args, overrides)
+    except Exception as error:
+        if os.environ.get("JAXLLM_TRACEBACK") or not is_mistake(error):
+            traceback.print_exc()
+            print(f"jaxllm: {type(error).__name__}: {error}", file=sys.stderr)
+            return MISTAKE if is_mistake(error) else FAILED
+        print(f"jaxllm: {error}", file=sys.stderr)
+        return MISTAKE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""A config file and its overrides into one checked ConfigDict; every mistake is one line that names the nearest key."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxllm.stages.keys import SAMPLE, SHARED, Key
+
+KEYS = SHARED | SAMPLE
+
+
+def model_fields() -> dict[str, Any]:
+    """The ModelConfig fields that may stand beside `model.preset`, with their defaults."""
+    from jaxllm.models.config import ModelConfig
+
+    return {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """The end of an error sentence: the nearest choice if one is near, else the choices."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if not close:  # a key of another section: optimizer.lr, or learning_rate at the top
+        tails = [c for c in choices if c.split(".")[-1] == word.split(".")[-1]]
+        close = tails[:1] or difflib.get_close_matches(word.split(".")[-1], [c.split(".")[-1] for c in choices], n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Choose from: {', '.join(choices)}."
+
+
+def read_file(spec: str) -> dict[str, Any]:
+    """Runs `get_config(arg)` of a config file given as PATH or PATH:arg.
+
+    Raises:
+      ValueError: no such file, no `get_config`, or an argument that the file does not know.
+    """
+    path, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
+    if not Path(path).is_file():
+        known = sorted(str(p) for p in Path("configs").glob("**/*.py") if not p.name.startswith("_"))
+        raise ValueError(f"No config file {path!r}. {nearest(path, known) if known else 'Give the path of a file with get_config().'}")
+    module_spec = importlib.util.spec_from_file_location("jaxllm_config", path)
+    assert module_spec and module_spec.loader, path
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} has no get_config(). A config file defines get_config() returning an ml_collections.ConfigDict.")
+    config = module.get_config(arg) if arg else module.get_config()
+    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections to dotted keys; a key whose value is itself a mapping stays whole."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        dotted = f"{prefix}{name}"
+        whole = dotted in KEYS or not isinstance(value, Mapping) or dotted in {f"model.{f}" for f in _model_names(dotted)}
+        flat.update({dotted: value} if whole else flatten(value, dotted + "."))
+    return flat
+
+
+def _model_names(dotted: str) -> list[str]:
+    return list(model_fields()) if dotted.startswith("model.") else []
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Turns --config.a.b=value (or --config.a.b value) into {'a.b': 'value'}.
+
+    Raises:
+      ValueError: an argument of another form, or one without a value.
+    """
+    overrides, rest = {}, list(arguments)
+    while rest:
+        word = rest.pop(0)
+        match = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", word, flags=re.DOTALL)
+        if not match:
+            raise ValueError(f"Unknown argument {word!r}. Overrides look like --config.steps=100; see `jaxllm STAGE --help`.")
+        key, value = match.groups()
+        if value is None:
+            if not rest:
+                raise ValueError(f"--config.{key} has no value. Write --config.{key}=VALUE.")
+            value = rest.pop(0)
+        overrides[key] = value
+    return overrides
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def convert(key: str, value: Any, spec: Key) -> Any:
+    """Checks a value against its key, turning text, ints and lists into what the key wants.
+
+    Raises:
+      ValueError: the value is not of the key's kind.
+    """
+    if spec.kind is list and isinstance(value, str):
+        parsed = _literal(value)
+        value = list(parsed) if isinstance(parsed, list | tuple) else [part for part in value.split(",") if part]
+    elif isinstance(value, str) and spec.kind is not str:
+        value = _literal(value)
+    elif isinstance(value, str) and value.lower() == "none" and spec.default is None:
+        value = None
+    if value is None and spec.default is None:
+        return None
+    if spec.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if spec.kind is list and isinstance(value, tuple):
+        value = list(value)
+    if not isinstance(value, spec.kind) or (spec.kind is int and isinstance(value, bool)):
+        raise ValueError(f"{key}={value!r} is not a {spec.kind.__name__}. {spec.help[0].upper()}{spec.help[1:]}.")
+    return value
+
+
+def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    """Defaults, then the file's settings, then the overrides, checked key by key.
+
+    Returns:
+      A locked ConfigDict with every key of `KEYS` and the ModelConfig fields that were given.
+
+    Raises:
+      ValueError: an unknown key (the nearest is named) or a value of the wrong kind.
+    """
+    flat = {key: spec.default for key, spec in KEYS.items()}
+    given = {**flatten(settings), **(overrides or {})}
+    fields = {f"model.{name}": default for name, default in model_fields().items()} if any(k.startswith("model.") for k in given) else {}
+    for key, value in given.items():
+        if key in KEYS:
+            flat[key] = convert(key, value, KEYS[key])
+        elif key in fields:
+            flat[key] = _literal(value) if isinstance(value, str) else value
+        else:
+            raise ValueError(f"Unknown config key {key!r}. {nearest(key, [*KEYS, *fields])}")
+    for name in ("data.train", "data.eval"):
+        flat[name] = [{"path": entry} if isinstance(entry, str) else dict(entry) for entry in flat[name]]
+    return nest(flat).lock()
+
+
+def nest(flat: Mapping[str, Any]) -> ConfigDict:
+    """Dotted keys back to sections."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return ConfigDict(tree, convert_dict=True)
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """A config file (PATH or PATH:arg) with command-line overrides, resolved."""
+    return resolve(read_file(spec), parse_overrides(overrides))
+
+
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+    """A resolved config as plain JSON-able values."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ and which a resumed run must not change."""
+    before, after = flatten(old), flatten(new)
+    return [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not (key in KEYS and KEYS[key].resume)
+    ]

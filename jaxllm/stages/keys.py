@@ -1,0 +1,107 @@
+"""Every config key a stage reads: its default, what it means, and whether a resumed run may change it."""
+
+from typing import Any, NamedTuple
+
+
+class Key(NamedTuple):
+    """One config key; `kind` is the Python type a value must have (None is allowed where the default is None)."""
+
+    default: Any
+    kind: type
+    help: str
+    resume: bool = False  # True: may differ when a work directory is started again
+
+
+SHARED: dict[str, Key] = {
+    "seed": Key(0, int, "the run's seed: initial weights, data order, dropout, sampling"),
+    "steps": Key(1000, int, "optimizer updates in all", resume=True),
+    "batch_size": Key(8, int, "rows per update, over all devices and microbatches"),
+    "sequence_length": Key(256, int, "tokens per row"),
+    "init_from": Key(None, str, "a jaxllm work directory whose weights to start from"),
+    "init_rename": Key({}, dict, "parameter name (regex) here -> name there, for init_from"),
+    "init_skip": Key([], list, "parameter names (regexes) that init_from must not fill"),
+    "microbatches": Key(1, int, "parts a batch is cut into to save memory; never changes a result", resume=True),
+    "remat": Key("none", str, "what the backward pass recomputes: none, minimal, dots, full, offload", resume=True),
+    "model.preset": Key(None, str, "a published shape by name (jaxllm pretrain --presets lists them); any ModelConfig field may stand beside it"),
+    "model.dtype": Key("auto", str, "compute dtype: float32, bfloat16, or auto (bfloat16 on TPU and GPU, float32 on CPU)"),
+    "model.param_dtype": Key("float32", str, "dtype of stored parameters"),
+    "model.attention": Key("auto", str, "attention kernel: auto, reference, xla, splash, cudnn"),
+    "model.context": Key("gather", str, "keys and values across the context axis: gather or ring", resume=True),
+    "model.scan_layers": Key(True, bool, "one compiled layer for all (fast to compile) or each its own", resume=True),
+    "model.logprobs_chunk": Key(0, int, "tokens per chunk of the loss; 0 lets the op choose", resume=True),
+    "data.train": Key([], list, "training sources: a list of {path, weight, format, field}"),
+    "data.eval": Key([], list, "validation sets by name: a list of {name, path, format, field}; the held-out split is always one of them", resume=True),
+    "data.prepared": Key(None, str, "a folder that `jaxllm prepare` wrote; else raw paths are prepared on first use", resume=True),
+    "data.tokenizer": Key({"kind": "bytes"}, dict, "{kind: bytes | sentencepiece | tokenizer.json, path, vocab_size, model_type}"),
+    "data.eval_fraction": Key(0.01, float, "share of documents held out, chosen by a hash of the document"),
+    "data.dedup": Key(True, bool, "drop documents that are exactly equal to an earlier one"),
+    "data.filters": Key([], list, "file filters to apply: codex"),
+    "data.max_bad_share": Key(0.01, float, "share of unreadable records past which prepare stops"),
+    "data.workers": Key(0, int, "processes that prepare data; 0: one per core", resume=True),
+    "data.stage_to": Key(None, str, "copy remote token files to this local folder first", resume=True),
+    "data.prefetch": Key(2, int, "batches read ahead", resume=True),
+    "objective": Key("causal", str, "which tokens a token may see: causal or prefix"),
+    "z_loss": Key(0.0, float, "coefficient of the squared log-normaliser"),
+    "optimizer.name": Key("adamw", str, "adamw, adafactor, lion, sgd, muon"),
+    "optimizer.learning_rate": Key(3e-4, float, "peak learning rate"),
+    "optimizer.b1": Key(None, float, "first-moment decay (None: the optimizer's published default)"),
+    "optimizer.b2": Key(None, float, "second-moment decay (None: the optimizer's published default)"),
+    "optimizer.eps": Key(None, float, "epsilon (None: the optimizer's published default)"),
+    "optimizer.momentum": Key(None, float, "momentum of sgd and muon (None: the optimizer's published default)"),
+    "optimizer.weight_decay": Key(0.1, float, "decoupled weight decay"),
+    "optimizer.decay_mask": Key("matrices", str, "which parameters decay: matrices, all, or a regex of names"),
+    "optimizer.freeze": Key([], list, "regexes of parameter names that are not trained"),
+    "optimizer.clip_norm": Key(1.0, float, "global gradient norm is clipped to this; 0: never"),
+    "optimizer.mu_dtype": Key(None, str, "dtype of the first moment, bfloat16 say"),
+    "optimizer.ema_decay": Key(0.0, float, "decay of the running mean of the parameters; 0: none"),
+    "optimizer.skip_nonfinite": Key(True, bool, "skip an update whose gradient is not finite"),
+    "optimizer.skip_spikes": Key(0.0, float, "skip an update whose loss or gradient norm is this many standard deviations above its recent mean; 0: never"),
+    "schedule.name": Key("cosine", str, "constant, cosine, linear, wsd, inverse_sqrt"),
+    "schedule.warmup_steps": Key(0, int, "updates over which the learning rate rises from 0"),
+    "schedule.decay_steps": Key(None, int, "wsd: updates of its final decay (None: a tenth of all)"),
+    "schedule.end_factor": Key(0.1, float, "the last learning rate, as a share of the peak"),
+    "parallel.replica": Key(1, int, "data parallel across slices", resume=True),
+    "parallel.fsdp": Key(-1, int, "data parallel with sharded parameters; -1 takes what is left", resume=True),
+    "parallel.stage": Key(1, int, "pipeline stages (comes later)", resume=True),
+    "parallel.expert": Key(1, int, "expert parallel (comes later)", resume=True),
+    "parallel.context": Key(1, int, "sequence parallel", resume=True),
+    "parallel.tensor": Key(1, int, "tensor parallel", resume=True),
+    "parallel.coordinator": Key(None, str, "address:port of process 0, where no cluster is detected", resume=True),
+    "parallel.num_processes": Key(None, int, "how many processes, with parallel.coordinator", resume=True),
+    "parallel.process_id": Key(None, int, "which process this is, with parallel.coordinator", resume=True),
+    "checkpoint.every": Key(500, int, "updates between checkpoints; 0: only the last", resume=True),
+    "checkpoint.every_minutes": Key(0.0, float, "also save after so many minutes; 0: never", resume=True),
+    "checkpoint.keep": Key(2, int, "how many of the latest checkpoints stay", resume=True),
+    "checkpoint.best": Key(None, str, "also keep the best by this metric, '<set>/loss' say", resume=True),
+    "checkpoint.mode": Key("min", str, "whether the best of checkpoint.best is its min or its max", resume=True),
+    "checkpoint.export_every": Key(0, int, "updates between Hugging Face exports (comes later); 0: never", resume=True),
+    "eval.every": Key(0, int, "updates between evaluations; 0: only at the end", resume=True),
+    "eval.batches": Key(0, int, "batches of each validation set; 0: all of it", resume=True),
+    "early_stopping.metric": Key(None, str, "stop when this metric no longer improves, '<set>/loss' say", resume=True),
+    "early_stopping.patience": Key(3, int, "evaluations without improvement before stopping", resume=True),
+    "early_stopping.mode": Key("min", str, "whether the metric should fall (min) or rise (max)", resume=True),
+    "log.every": Key(10, int, "updates per line of metrics.jsonl (means over them)", resume=True),
+    "log.tensorboard": Key(True, bool, "write TensorBoard events", resume=True),
+    "log.wandb": Key(None, str, "a Weights & Biases project to log to (extra: wandb)", resume=True),
+    "profile.start": Key(0, int, "first update of the profiler window; 0: no profile", resume=True),
+    "profile.steps": Key(3, int, "updates in the profiler window", resume=True),
+}
+
+SAMPLE: dict[str, Key] = {
+    "sample.max_new_tokens": Key(128, int, "tokens to write after each prompt", resume=True),
+    "sample.temperature": Key(0.8, float, "0: always the likeliest token", resume=True),
+    "sample.top_k": Key(0, int, "only the k likeliest tokens; 0: all", resume=True),
+    "sample.top_p": Key(1.0, float, "only the likeliest tokens that hold this much probability", resume=True),
+    "sample.num_samples": Key(1, int, "samples per prompt", resume=True),
+}
+
+# What `jaxllm STAGE` does, in the order of a model's life.  One line each; `--help` prints them.
+STAGES: dict[str, str] = {
+    "prepare": "raw text -> tokenizer and token files",
+    "pretrain": "token files -> a language model",
+    "evaluate": "a trained model -> held-out loss, perplexity, bits per byte, by source",
+    "sample": "prompts -> text",
+    "report": "work directories -> one page of curves, tables and samples",
+    "demo": "the whole life of a tiny code model, in minutes",
+    "checkpoints": "list, verify and prune the checkpoints of a work directory",
+}
