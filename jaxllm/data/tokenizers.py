@@ -1,0 +1,338 @@
+"""Text into token ids and back, exactly: bytes, sentencepiece models and tokenizer.json files behind one protocol."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+SPACE = "▁"  # how sentencepiece writes a space
+INFO_FILE = "tokenizer_info.json"
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the house knows about a tokenizer.
+
+    `encode` adds no special tokens; a document on disk is `bos? tokens eos`. `fingerprint` is a hash of everything that decides which ids a
+    text becomes.
+    """
+
+    kind: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    pad_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, int32 [n]."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of several texts."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        ...
+
+    def token_bytes(self) -> np.ndarray:
+        """How many bytes of text each id stands for, int32 [vocab_size]; 0 for special tokens."""
+        ...
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes what `load_tokenizer` needs into a folder."""
+        ...
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _write_info(folder: str | os.PathLike, tokenizer: Tokenizer) -> None:
+    names = ("kind", "vocab_size", "bos_id", "eos_id", "pad_id", "fingerprint")
+    text = json.dumps({name: getattr(tokenizer, name) for name in names}, indent=1)
+    Path(folder, INFO_FILE).write_text(text + "\n")
+
+
+class ByteTokenizer:
+    """Every byte is its own id; 256, 257, 258 are padding, beginning and end."""
+
+    kind = "bytes"
+    vocab_size = 259
+    pad_id: int = 256
+    bos_id: int | None = 257
+    eos_id: int = 258
+    fingerprint = _hash(b"bytes", b"256=pad 257=bos 258=eos")
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        data = text if isinstance(text, bytes) else text.encode("utf-8")
+        return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return bytes(i for i in map(int, ids) if i < 256)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def token_bytes(self) -> np.ndarray:
+        return (np.arange(self.vocab_size) < 256).astype(np.int32)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        _write_info(folder, self)
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model; ours give back every text exactly, those of others as exactly as their normalisation allows.
+
+    sentencepiece (Kudo & Richardson 2018) writes a space as U+2581 and would read that character back as a space. Where the model has byte
+    pieces we spell a real U+2581 in bytes, and we decode by joining the bytes of the pieces.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._model = model
+        try:
+            self._sp = sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"This is not a sentencepiece model ({error}). Give the .model file that training wrote.") from None
+        self.vocab_size = int(sp.get_piece_size())
+        self.bos_id = int(sp.bos_id()) if sp.bos_id() >= 0 else None
+        if sp.eos_id() < 0:
+            raise ValueError("The sentencepiece model has no end-of-text token (eos_id). Train it again with eos_id >= 0.")
+        self.eos_id = int(sp.eos_id())
+        self.pad_id = int(sp.pad_id()) if sp.pad_id() >= 0 else self.eos_id
+        self.fingerprint = _hash(b"sentencepiece", model)
+        self._bytes = [self._piece_bytes(i) for i in range(self.vocab_size)]
+        first = sp.encode("a", out_type=str)[0]
+        self._dummy_prefix = first.startswith(SPACE)
+        spelled = [sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self._space_ids = spelled if all(sp.is_byte(i) for i in spelled) else None
+
+    def _piece_bytes(self, i: int) -> bytes:
+        if self._sp.is_control(i) or self._sp.is_unused(i):
+            return b""
+        if self._sp.is_unknown(i):
+            return "\ufffd".encode()
+        piece = self._sp.id_to_piece(i)
+        return bytes([int(piece[3:5], 16)]) if self._sp.is_byte(i) else piece.replace(SPACE, " ").encode()
+
+    def encode(self, text: str) -> np.ndarray:
+        if SPACE in text and self._space_ids is not None and not self._dummy_prefix:
+            parts = text.split(SPACE)
+            ids = list(self._sp.encode(parts[0]))
+            for part in parts[1:]:
+                ids += self._space_ids + self._sp.encode(part)
+            return np.asarray(ids, np.int32)
+        return np.asarray(self._sp.encode(text), np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self._bytes[int(i)] for i in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return text[1:] if self._dummy_prefix and text.startswith(" ") else text
+
+    def token_bytes(self) -> np.ndarray:
+        return np.asarray([len(b) for b in self._bytes], np.int32)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        Path(folder, "tokenizer.model").write_bytes(self._model)
+        _write_info(folder, self)
+
+
+class JsonTokenizer:
+    """A Hugging Face tokenizer.json. Special tokens spelled out in a text are read as ordinary text.
+
+    Args:
+      text: the content of tokenizer.json.
+      eos, bos, pad: the special tokens by name; None: the first name of the table below that is there.
+    """
+
+    kind = "tokenizer.json"
+    KNOWN: ClassVar[dict[str, tuple[str, ...]]] = {
+        "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]"),
+        "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>", "[CLS]"),
+        "pad": ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>"),
+    }
+
+    def __init__(self, text: str, *, eos: str | None = None, bos: str | None = None, pad: str | None = None):
+        import tokenizers
+
+        self._text = text
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"This is not a tokenizer.json ({str(error)[:200]}).") from None
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        eos_id = self._special("eos", eos)
+        if eos_id is None:
+            raise ValueError(
+                f"Which token of this tokenizer.json ends a text? Set data.tokenizer.eos; none of {self.KNOWN['eos']} is there."
+            )
+        self.eos_id, self.bos_id = eos_id, self._special("bos", bos)
+        pad_id = self._special("pad", pad)
+        self.pad_id = eos_id if pad_id is None else pad_id
+        ids = f"{self.eos_id} {self.bos_id} {self.pad_id}"
+        self.fingerprint = _hash(b"tokenizer.json", json.dumps(json.loads(text), sort_keys=True).encode(), ids.encode())
+
+    def _special(self, role: str, name: str | None) -> int | None:
+        if name is not None:
+            found = self._tokenizer.token_to_id(name)
+            if found is None:
+                raise ValueError(f"data.tokenizer.{role}={name!r} is not a token of this tokenizer.json.")
+            return found
+        ids = (self._tokenizer.token_to_id(known) for known in self.KNOWN[role])
+        return next((i for i in ids if i is not None), None)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_bytes(self) -> np.ndarray:
+        byte_level = "ByteLevel" in json.dumps(json.loads(self._text).get("decoder"))
+        special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        sizes = np.zeros(self.vocab_size, np.int32)
+        for piece, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if i in special:
+                continue
+            one_byte = len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+            sizes[i] = 1 if one_byte else len(piece) if byte_level else len(piece.replace(SPACE, " ").encode())
+        return sizes
+
+    def save(self, folder: str | os.PathLike) -> None:
+        Path(folder, "tokenizer.json").write_text(self._text, encoding="utf-8")
+        _write_info(folder, self)
+
+
+ROLES = ("eos", "bos", "pad")
+KINDS = {"bytes": ByteTokenizer, "sentencepiece": SentencePieceTokenizer, "tokenizer.json": JsonTokenizer}
+SPEC_KEYS = {
+    "bytes": (),
+    "sentencepiece": ("path", "vocab_size", "model_type", "user_symbols", "sample_bytes", "character_coverage"),
+    "tokenizer.json": ("path", "eos", "bos", "pad"),
+}
+
+
+def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of a tokenizer without empty entries and without the keys of other kinds (so that one override can change the kind).
+
+    Args:
+      spec: `kind` and the keys of `SPEC_KEYS[kind]`; a sentencepiece spec without `path` asks `prepare` to train one.
+
+    Raises:
+      ValueError: an unknown kind or key, or neither a path nor a vocabulary size.
+    """
+    clean = {key: value for key, value in dict(spec).items() if value is not None and value != "" and value != ()}
+    kind = clean.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"Unknown data.tokenizer.kind {kind!r}. Choose from: {', '.join(KINDS)}.")
+    every = {"kind", *(key for keys in SPEC_KEYS.values() for key in keys)}
+    unknown = sorted(set(clean) - every)
+    if unknown:
+        raise ValueError(f"Unknown key data.tokenizer.{unknown[0]}. Choose from: {', '.join(sorted(every))}.")
+    clean = {key: value for key, value in clean.items() if key in ("kind", *SPEC_KEYS[kind])}
+    if kind == "bytes":
+        return clean
+    if "path" not in clean and (kind == "tokenizer.json" or "vocab_size" not in clean):
+        remedy = "data.tokenizer.path" + (", or data.tokenizer.vocab_size to train one" if kind == "sentencepiece" else "")
+        raise ValueError(f"data.tokenizer of kind {kind!r} needs {remedy}.")
+    return clean
+
+
+def needs_training(spec: Mapping[str, Any]) -> bool:
+    """Whether this spec asks for a tokenizer that does not exist yet."""
+    return spec["kind"] == "sentencepiece" and "path" not in spec
+
+
+def make_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a spec that needs no training.
+
+    Raises:
+      ValueError: see `check_spec`; a file that is missing or is not what its kind says.
+    """
+    spec = check_spec(spec)
+    if spec["kind"] == "bytes":
+        return ByteTokenizer()
+    if needs_training(spec):
+        raise ValueError("This sentencepiece tokenizer is still to be trained. Run `jaxllm prepare` first, or set data.tokenizer.path.")
+    data = _read(spec["path"])
+    if spec["kind"] == "sentencepiece":
+        return SentencePieceTokenizer(data)
+    roles = {role: str(spec[role]) for role in ROLES if role in spec} or _beside(spec["path"])
+    return JsonTokenizer(data.decode("utf-8"), **roles)
+
+
+def _read(path: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"There is no tokenizer file at {path!r}. Set data.tokenizer.path to the file itself.") from None
+
+
+def _beside(path: str) -> dict[str, str]:
+    """The names of special tokens in the `tokenizer_config.json` beside a local tokenizer.json."""
+    config = Path(path).with_name("tokenizer_config.json")
+    if not config.is_file():
+        return {}
+    said = json.loads(config.read_text(encoding="utf-8"))
+    names = {role: said.get(f"{role}_token") for role in ROLES}
+    return {role: name["content"] if isinstance(name, dict) else name for role, name in names.items() if name}
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """What `Tokenizer.save` wrote.
+
+    Raises:
+      ValueError: no tokenizer there, or files that were changed since.
+    """
+    path = Path(folder)
+    if not (path / INFO_FILE).is_file():
+        raise ValueError(f"There is no tokenizer in {str(folder)!r} ({INFO_FILE} is missing).")
+    info = json.loads((path / INFO_FILE).read_text())
+    if info["kind"] == "bytes":
+        tokenizer: Tokenizer = ByteTokenizer()
+    elif info["kind"] == "sentencepiece":
+        tokenizer = SentencePieceTokenizer((path / "tokenizer.model").read_bytes())
+    else:
+        tokenizer = _reload_json((path / "tokenizer.json").read_text(encoding="utf-8"), info)
+    if tokenizer.fingerprint != info["fingerprint"]:
+        raise ValueError(
+            f"The tokenizer in {str(folder)!r} was changed since it was written: {tokenizer.fingerprint} is not {info['fingerprint']}."
+        )
+    return tokenizer
+
+
+def _reload_json(text: str, info: Mapping[str, Any]) -> JsonTokenizer:
+    import tokenizers
+
+    name = tokenizers.Tokenizer.from_str(text).id_to_token
+    roles = {role: name(info[f"{role}_id"]) for role in ROLES if info[f"{role}_id"] is not None}
+    return JsonTokenizer(text, **roles)
