@@ -113,6 +113,12 @@ def axis_size(name: str) -> int:
     return 1 if mesh is None else mesh.shape[name]
 
 
+def ways(logical: str, rules: Rules = COMPUTE) -> int:
+    """How many ways the ambient mesh cuts a dim with this logical name (1 outside of a mesh)."""
+    mesh = ambient_mesh()
+    return 1 if mesh is None else _ways(rules[logical], dict(mesh.shape))
+
+
 def constrain(x: jax.Array, *axes: str | None, rules: Rules = COMPUTE) -> jax.Array:
     """Pins the sharding of an activation by the logical names of its dims; outside of a mesh, and inside a manual region, it does nothing."""
     mesh = ambient_mesh()

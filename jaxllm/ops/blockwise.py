@@ -1,0 +1,233 @@
+"""Attention in plain XLA whose memory is linear in T: blocks of queries against blocks of keys, with an online softmax.
+
+The rescaling is that of Rabe and Staats (arXiv 2112.05682) and FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2). A pair of blocks in
+which nothing is visible is skipped at run time, whatever the order of the tokens. Letters here: K kv heads, G query heads of each (N = K * G).
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.ops import visibility
+from jaxllm.ops.visibility import Side
+
+MASKED = -1e30  # a score that is not visible
+FLOOR = -1e29  # the least running maximum: exp(MASKED - FLOOR) is 0, so a row that sees nothing sums to 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What is static in one attention."""
+
+    kind: str = "causal"
+    window: int | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+    dropout: float = 0.0
+    block: int = 512  # tokens in a block, of queries and of keys
+
+
+class Running(NamedTuple):
+    """The online softmax so far, float32."""
+
+    maximum: jax.Array  # [B, K, G, T]
+    total: jax.Array  # [B, K, G, T]
+    weighted: jax.Array  # [B, K, G, T, H]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(rule: Rule, q: jax.Array, k: jax.Array, v: jax.Array, queries: Side, keys: Side, heads: jax.Array) -> jax.Array:
+    """Attention of all queries over all keys.
+
+    Args:
+      rule: what is static.
+      q: [B, K, G, T, H].
+      k: [B, K, S, H].
+      v: [B, K, S, H].
+      queries: the query tokens.
+      keys: the key tokens.
+      heads: int32 [K, G], global head indices, for dropout.
+
+    Returns:
+      [B, K, G, T, H] in q's dtype; a row that sees nothing is 0, and has zero gradient.
+    """
+    return finish(extend(rule, start(q), q, k, v, queries, keys, heads), q.dtype)[0]
+
+
+def _attend_forward(rule, q, k, v, queries, keys, heads):
+    out, log_total = finish(extend(rule, start(q), q, k, v, queries, keys, heads), q.dtype)
+    return out, (q, k, v, queries, keys, heads, out, log_total)
+
+
+def _attend_backward(rule, saved, d_out):
+    q, k, v, queries, keys, heads, out, log_total = saved
+    delta = row_delta(out, d_out)
+    dq, dk, dv = gradients(rule, q, k, v, queries, keys, heads, d_out, log_total, delta)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def start(q: jax.Array) -> Running:
+    """The softmax over nothing."""
+    rows = q.shape[:-1]
+    return Running(jnp.full(rows, FLOOR, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(q.shape, jnp.float32))
+
+
+def finish(running: Running, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """The output [B, K, G, T, H], and the log of each row's softmax total [B, K, G, T] (0 where the row saw nothing)."""
+    seen = running.total > 0
+    total = jnp.where(seen, running.total, 1.0)
+    return (running.weighted / total[..., None]).astype(dtype), jnp.where(seen, running.maximum + jnp.log(total), 0.0)
+
+
+def row_delta(out: jax.Array, d_out: jax.Array) -> jax.Array:
+    """Sum over H of out * d_out, float32 [B, K, G, T]: what the softmax's gradient subtracts in each row."""
+    return jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
+
+
+def extend(rule: Rule, running: Running, q, k, v, queries: Side, keys: Side, heads) -> Running:
+    """Takes more keys into the running softmax of every query (shapes as for `attend`)."""
+    num_q, num_k = _num_blocks(q.shape[3], rule), _num_blocks(k.shape[2], rule)
+    if num_q == num_k == 1:
+        return _extend_block(rule, running, q, k, v, visibility.visible(queries, keys, rule.kind, rule.window), queries, keys, heads)
+    kv_blocks = (_cut(k, 2, num_k), _cut(v, 2, num_k), _cut_side(keys, num_k))
+
+    def one_q_block(block):
+        running, q, queries = block
+
+        def one_kv_block(running, kv):
+            k, v, keys = kv
+            mask = visibility.visible(queries, keys, rule.kind, rule.window)
+            compute = functools.partial(_extend_block, rule)
+            skip = lambda running, *_: running  # noqa: E731
+            return jax.lax.cond(jnp.any(mask), compute, skip, running, q, k, v, mask, queries, keys, heads), None
+
+        return jax.lax.scan(one_kv_block, running, kv_blocks)[0]
+
+    blocks = (Running(*(_cut(x, 3, num_q) for x in running)), _cut(q, 3, num_q), _cut_side(queries, num_q))
+    length = q.shape[3]
+    return Running(*(_join(x, 3, length) for x in jax.lax.map(one_q_block, blocks)))
+
+
+def gradients(rule: Rule, q, k, v, queries: Side, keys: Side, heads, d_out, log_total, delta) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What these keys contribute to dq, dk and dv, all float32 (shapes as for `attend`; `delta` from `row_delta`)."""
+    num_q, num_k = _num_blocks(q.shape[3], rule), _num_blocks(k.shape[2], rule)
+    if num_q == num_k == 1:
+        mask = visibility.visible(queries, keys, rule.kind, rule.window)
+        return _block_gradients(rule, mask, q, k, v, queries, keys, heads, d_out, log_total, delta)
+    q_blocks = (_cut(q, 3, num_q), _cut_side(queries, num_q), *(_cut(x, 3, num_q) for x in (d_out, log_total, delta)))
+    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)  # noqa: E731
+
+    def one_kv_block(dq_blocks, kv):
+        k, v, keys = kv
+
+        def one_q_block(carry, block):
+            dk, dv = carry
+            dq, (q, queries, d_out, log_total, delta) = block
+            mask = visibility.visible(queries, keys, rule.kind, rule.window)
+
+            def compute(dq, dk, dv):
+                more = _block_gradients(rule, mask, q, k, v, queries, keys, heads, d_out, log_total, delta)
+                return dq + more[0], dk + more[1], dv + more[2]
+
+            dq, dk, dv = jax.lax.cond(jnp.any(mask), compute, lambda *x: x, dq, dk, dv)
+            return (dk, dv), dq
+
+        dkv, dq_blocks = jax.lax.scan(one_q_block, (zeros(k), zeros(v)), (dq_blocks, q_blocks))
+        return dq_blocks, dkv
+
+    dq, (dk, dv) = jax.lax.scan(one_kv_block, zeros(q_blocks[0]), (_cut(k, 2, num_k), _cut(v, 2, num_k), _cut_side(keys, num_k)))
+    return _join(dq, 3, q.shape[3]), _join(dk, 2, k.shape[2]), _join(dv, 2, v.shape[2])
+
+
+def computed_blocks(rule: Rule, queries: Side, keys: Side) -> jax.Array:
+    """Which pairs of blocks are computed and not skipped, bool [query blocks, key blocks]."""
+    q_blocks, k_blocks = (_cut_side(s, _num_blocks(s.positions.shape[1], rule)) for s in (queries, keys))
+    any_visible = lambda a, b: jnp.any(visibility.visible(a, b, rule.kind, rule.window))  # noqa: E731
+    return jax.vmap(lambda a: jax.vmap(lambda b: any_visible(a, b))(k_blocks))(q_blocks)
+
+
+def _scores(rule: Rule, q, k, mask) -> tuple[jax.Array, jax.Array]:
+    """Scores before and after the soft-cap and mask, float32 [B, K, G, T, S]."""
+    raw = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * rule.scale
+    capped = raw if rule.softcap is None else rule.softcap * jnp.tanh(raw / rule.softcap)
+    return capped, jnp.where(mask[:, None, None], capped, MASKED)
+
+
+def _drop(rule: Rule, x, queries: Side, keys: Side, heads):
+    if not rule.dropout:
+        return x
+    return jnp.where(visibility.kept(queries.codes, keys.codes, heads, rule.dropout), x / (1 - rule.dropout), 0)
+
+
+def _extend_block(rule: Rule, running: Running, q, k, v, mask, queries, keys, heads) -> Running:
+    scores = _scores(rule, q, k, mask)[1]
+    maximum = jnp.maximum(running.maximum, jnp.max(scores, axis=-1))
+    shrink = jnp.exp(running.maximum - maximum)
+    weights = jnp.exp(scores - maximum[..., None])
+    dropped = _drop(rule, weights, queries, keys, heads).astype(v.dtype)
+    more = jnp.einsum("bkgts,bksh->bkgth", dropped, v, preferred_element_type=jnp.float32)
+    return Running(maximum, running.total * shrink + jnp.sum(weights, axis=-1), running.weighted * shrink[..., None] + more)
+
+
+def _block_gradients(rule: Rule, mask, q, k, v, queries, keys, heads, d_out, log_total, delta):
+    capped, scores = _scores(rule, q, k, mask)
+    probs = jnp.exp(scores - log_total[..., None])
+    d_probs = jnp.einsum("bkgth,bksh->bkgts", d_out, v, preferred_element_type=jnp.float32)
+    d_scores = probs * (_drop(rule, d_probs, queries, keys, heads) - delta[..., None]) * rule.scale
+    if rule.softcap is not None:
+        d_scores *= 1 - jnp.square(capped / rule.softcap)
+    d_scores = d_scores.astype(q.dtype)
+    dropped = _drop(rule, probs, queries, keys, heads).astype(d_out.dtype)
+    dv = jnp.einsum("bkgts,bkgth->bksh", dropped, d_out, preferred_element_type=jnp.float32)
+    dq = jnp.einsum("bkgts,bksh->bkgth", d_scores, k, preferred_element_type=jnp.float32)
+    dk = jnp.einsum("bkgts,bkgth->bksh", d_scores, q, preferred_element_type=jnp.float32)
+    return dq, dk, dv
+
+
+def _num_blocks(length: int, rule: Rule) -> int:
+    return max(1, -(-length // rule.block))
+
+
+def _cut(x: jax.Array, dim: int, num: int) -> jax.Array:
+    """[..., T, ...] -> [num, ..., ceil(T/num), ...], padded at the end with zeros (segment 0: seen by nobody)."""
+    size = -(-x.shape[dim] // num)
+    padding = num * size - x.shape[dim]
+    if padding:
+        x = jnp.pad(x, [(0, padding if d == dim else 0) for d in range(x.ndim)])
+    x = x.reshape(*x.shape[:dim], num, size, *x.shape[dim + 1 :])
+    return jnp.moveaxis(x, dim, 0)
+
+
+def _join(x: jax.Array, dim: int, length: int) -> jax.Array:
+    """Undoes `_cut`."""
+    x = jnp.moveaxis(x, 0, dim)
+    x = x.reshape(*x.shape[:dim], -1, *x.shape[dim + 2 :])
+    return jax.lax.slice_in_dim(x, 0, length, axis=dim)
+
+
+def _cut_side(side: Side, num: int) -> Side:
+    return jax.tree.map(lambda x: _cut(x, 1, num), side)
+
+
+def group(q: jax.Array, num_kv_heads: int) -> jax.Array:
+    """[B, T, N, H] -> [B, K, G, T, H]; consecutive query heads share a kv head."""
+    B, T, N, H = q.shape
+    return q.reshape(B, T, num_kv_heads, N // num_kv_heads, H).transpose(0, 2, 3, 1, 4)
+
+
+def ungroup(out: jax.Array) -> jax.Array:
+    """[B, K, G, T, H] -> [B, T, N, H]."""
+    B, K, G, T, H = out.shape
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
+
+
+def head_indices(num_heads: int) -> np.ndarray:
+    """int32 [N]."""
+    return np.arange(num_heads, dtype=np.int32)
