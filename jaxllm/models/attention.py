@@ -1,0 +1,115 @@
+"""Grouped-query self-attention of one layer: project, normalise, rotate, attend, project back; with or without a cache."""
+
+from typing import NamedTuple
+
+import jax
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxllm.models import cache as caches
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.layers import AXES, Compute, Dense, Norm, standard_deviations
+from jaxllm.ops.attention import attention
+from jaxllm.ops.rope import apply_rope, rope_frequencies
+from jaxllm.parallel import rules
+
+
+class Tokens(NamedTuple):
+    """What every layer is told of the tokens; a pytree, so that it can be broadcast through the scan."""
+
+    positions: jax.Array  # int32 [B, T]
+    segments: jax.Array | None  # int32 [B, T]; None: every row is one document
+    prefix: jax.Array | None = None  # bool [B, T] or with a cache [B, S], only with kind "prefix"
+    kv_positions: jax.Array | None = None  # int32 [B, S], of what is in the cache; None without one
+    kv_segments: jax.Array | None = None  # int32 [B, S], the same
+    cursor: jax.Array | None = None  # int32 [], where in the cache the T tokens go
+    rows: jax.Array | None = None  # int32 [B], names of the rows; only with dropout
+    rng: jax.Array | None = None  # None: no dropout
+
+
+class Attention(nn.Module):
+    """[B, T, D] -> [B, T, D].
+
+    Attributes:
+      kind: of the layer, "global" or "local".
+    """
+
+    config: ModelConfig
+    compute: Compute
+    kind: str
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, tokens: Tokens, cache: caches.LayerCache | None, rng: jax.Array | None
+    ) -> tuple[jax.Array, caches.LayerCache | None]:
+        q, k, v = self._projected(x)
+        if self.config.positions == "rope":
+            frequencies = self._frequencies()
+            q, k = apply_rope(q, tokens.positions, *frequencies), apply_rope(k, tokens.positions, *frequencies)
+        if cache is not None:
+            assert tokens.cursor is not None
+            cache = caches.write_layer(cache, k, v, tokens.cursor)
+            k, v = cache
+        y = self._attend(q, k, v, tokens, rng, cached=cache is not None)
+        y = checkpoint_name(rules.constrain(y, "batch", "sequence", "heads", "head_dim"), "attended")
+        return self._output(y), cache
+
+    def _projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, N, H], keys and values [B, T, K, H], with biases and norms, not rotated."""
+        config = self.config
+        std, _ = standard_deviations(config, config.width)
+
+        def project(name, num_heads):
+            shape = (num_heads, config.head_dim)
+            bias = shape if config.qkv_bias else None
+            return Dense("btd,dnh->btnh", (config.width, *shape), AXES[f"{name}/kernel"], self.compute, std, bias, name=name)(x)
+
+        q, k, v = project("query", config.num_heads), project("key", config.num_kv_heads), project("value", config.num_kv_heads)
+        if config.qk_norm is not None:
+            whole = config.qk_norm == "projection"
+            q = Norm(config, self.compute, q.shape[-2:] if whole else q.shape[-1:], name="query_norm")(q)
+            k = Norm(config, self.compute, k.shape[-2:] if whole else k.shape[-1:], name="key_norm")(k)
+        q = rules.constrain(q, "batch", "sequence", "heads", "head_dim")
+        k = rules.constrain(k, "batch", "sequence", "kv_heads", "head_dim")
+        return q, k, rules.constrain(v, "batch", "sequence", "kv_heads", "head_dim")
+
+    def _frequencies(self):
+        config = self.config
+        own = self.kind == "local" and config.local_rope_theta is not None
+        return rope_frequencies(
+            config.head_dim,
+            theta=config.local_rope_theta if own else config.rope_theta,
+            scaling=None if own else config.rope_scaling_dict,
+            partial=config.rope_fraction,
+            sequence_length=config.max_positions,
+        )
+
+    def _attend(self, q, k, v, tokens: Tokens, rng, cached: bool) -> jax.Array:
+        config = self.config
+        dropout = 0.0 if rng is None else config.attention_dropout
+        return attention(
+            q,
+            k,
+            v,
+            q_positions=tokens.positions,
+            kv_positions=tokens.kv_positions if cached else tokens.positions,
+            q_segments=tokens.segments,
+            kv_segments=tokens.kv_segments if cached else tokens.segments,
+            kind=self.compute.kind,
+            prefix=tokens.prefix,
+            window=config.window if self.kind == "local" else None,
+            softcap=config.attention_softcap,
+            scale=config.attention_scale,
+            implementation=self.compute.attention,
+            context=self.compute.context,
+            dropout=dropout,
+            rng=rng if dropout else None,
+            rows=tokens.rows if dropout else None,
+        )
+
+    def _output(self, y: jax.Array) -> jax.Array:
+        config = self.config
+        shape = (config.num_heads, config.head_dim, config.width)
+        _, std = standard_deviations(config, config.num_heads * config.head_dim)
+        bias = (config.width,) if config.output_bias else None
+        return Dense("btnh,nhd->btd", shape, AXES["output/kernel"], self.compute, std, bias, name="output")(y)

@@ -1,0 +1,260 @@
+"""The parts of a block that are not attention: weights brought to their use, norms, look-up, dropout, the MLP."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxllm.models.config import ModelConfig
+from jaxllm.parallel import rules
+
+# The logical names of every parameter's dims, by the last two parts of its name; a scanned layer has "layers" in front.
+AXES: dict[str, rules.LogicalAxes] = {
+    "embedding/tokens": ("vocab", "embed"),
+    "embedding/positions": ("positions", "embed"),
+    "head/kernel": ("embed", "vocab"),
+    "query/kernel": ("embed", "heads", "head_dim"),
+    "query/bias": ("heads", "head_dim"),
+    "key/kernel": ("embed", "kv_heads", "head_dim"),
+    "key/bias": ("kv_heads", "head_dim"),
+    "value/kernel": ("embed", "kv_heads", "head_dim"),
+    "value/bias": ("kv_heads", "head_dim"),
+    "output/kernel": ("heads", "head_dim", "embed"),
+    "output/bias": ("norm",),
+    "gate/kernel": ("embed", "mlp"),
+    "gate/bias": ("mlp",),
+    "up/kernel": ("embed", "mlp"),
+    "up/bias": ("mlp",),
+    "down/kernel": ("mlp", "embed"),
+    "down/bias": ("norm",),
+}
+PROJECTION_NORM_AXES: dict[str, rules.LogicalAxes] = {"query_norm": ("heads", "head_dim"), "key_norm": ("kv_heads", "head_dim")}
+NORM_AXES: rules.LogicalAxes = ("norm",)  # every other scale and bias of a norm
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a forward is computed, as far as its modules have to know: static, and without influence on the parameters.
+
+    Attributes:
+      dtype: of activations and of weights at their use.
+      param_dtype: of the parameters in memory.
+      attention: the kernel, a name for `ops.attention.attention`.
+      context: how keys and values travel along the mesh axis `context`: "gather" or "ring".
+      kind: "causal", "bidirectional" or "prefix".
+    """
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    attention: str = "auto"
+    context: str = "gather"
+    kind: str = "causal"
+
+
+def _sharded() -> bool:
+    mesh = rules.ambient_mesh()
+    return mesh is not None and mesh.size > 1
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(kernel: jax.Array, axes: rules.LogicalAxes) -> jax.Array:
+    return rules.constrain(kernel, *axes)
+
+
+def _gathered_forward(kernel, axes):
+    return _gathered(kernel, axes), None
+
+
+def _gathered_backward(axes, _, cotangent):
+    return (rules.constrain(cotangent, *axes, rules=rules.STORED),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def weight(kernel: jax.Array, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
+    """A stored weight as its product needs it: in the compute dtype, gathered over `fsdp`; its gradient goes back cut as it is stored.
+
+    The cast comes first, so that half the bytes travel in bfloat16. The gathered copy is named "weight": no remat policy keeps it.
+    """
+    kernel = kernel.astype(dtype)
+    return checkpoint_name(_gathered(kernel, axes), "weight") if _sharded() else kernel
+
+
+class Dense(nn.Module):
+    """einsum(x, kernel) + bias with a kernel of any rank.
+
+    Attributes:
+      equation: the einsum, for example "btd,dnh->btnh".
+      shape: of the kernel.
+      axes: logical names of the kernel's dims.
+      std: standard deviation of the initial kernel.
+      bias: shape of the bias, or None for none; it is added to the last dims of the result.
+      name: also what the remat policies call the result.
+    """
+
+    equation: str
+    shape: tuple[int, ...]
+    axes: rules.LogicalAxes
+    compute: Compute
+    std: float
+    bias: tuple[int, ...] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
+        y = jnp.einsum(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
+        if self.bias is not None:
+            y = y + self.param("bias", nn.initializers.zeros, self.bias, self.compute.param_dtype).astype(self.compute.dtype)
+        return checkpoint_name(y, str(self.name))
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last dims, computed in float32.
+
+    Attributes:
+      shape: the dims that are normalised together, (D,), (H,) or (N, H), and the shape of scale and bias.
+    """
+
+    config: ModelConfig
+    compute: Compute
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dims = tuple(range(-len(self.shape), 0))
+        start = nn.initializers.zeros if self.config.norm_plus_one else nn.initializers.ones
+        scale = self.param("scale", start, self.shape, self.compute.param_dtype).astype(jnp.float32)
+        y = x.astype(jnp.float32)
+        if self.config.norm == "layernorm":
+            y = y - jnp.mean(y, dims, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), dims, keepdims=True) + self.config.norm_epsilon)
+        y = y * (1 + scale if self.config.norm_plus_one else scale)
+        if self.config.norm == "layernorm" and self.config.norm_bias:
+            y = y + self.param("bias", nn.initializers.zeros, self.shape, self.compute.param_dtype).astype(jnp.float32)
+        return y.astype(self.compute.dtype)
+
+
+def dropout(x: jax.Array, rate: float, rng: jax.Array | None, rows: jax.Array | None) -> jax.Array:
+    """Zeroes elements with probability `rate` and scales the rest; each row [T, ...] draws from a key of its own.
+
+    Args:
+      x: [B, T, ...].
+      rate: probability of a zero.
+      rng: one key for this place in the model; None means no dropout.
+      rows: int32 [B], what the rows are called in the global batch.
+    """
+    if rng is None or rate == 0:
+        return x
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, rows)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def look_up(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
+    """Rows of a stored [V, D] table, which may be cut over both dims; an index outside of it gives NaN.
+
+    On a mesh every device reads what its part of V holds, and the parts are summed. D is gathered over `fsdp` for the read, so that the
+    gradient, which is as large as the table, is scattered back over `fsdp` instead of being kept whole on every device.
+
+    Args:
+      table: [V, D], stored as ("vocab", "embed").
+      tokens: int [B, T].
+
+    Returns:
+      dtype [B, T, D].
+    """
+    if not _sharded():
+        return jnp.take(table, tokens, axis=0).astype(dtype)
+    vocab, embed = rules.STORED["vocab"], rules.STORED["embed"]
+    size = table.shape[0]
+
+    def local(block, tokens):
+        block = jax.lax.all_gather(block, embed, axis=1, tiled=True)
+        index = tokens - jax.lax.axis_index(vocab) * block.shape[0]
+        index = jnp.where((index < 0) | (tokens >= size), block.shape[0], index)  # a negative index would count from the end
+        rows = jnp.take(block, index, axis=0, mode="fill", fill_value=0).astype(dtype)
+        return jax.lax.psum(rows, vocab)
+
+    tokens_spec, out_spec = rules.spec(("batch", "sequence"), rules.COMPUTE), rules.spec(("batch", "sequence", "embed"), rules.COMPUTE)
+    table_spec = rules.spec(("vocab", "embed"), rules.STORED)
+    mesh = rules.ambient_mesh()
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(table_spec, tokens_spec), out_specs=out_spec, check_vma=False)
+    rows = mapped(table, tokens)
+    return jnp.where(((tokens >= 0) & (tokens < size))[..., None], rows, jnp.nan)
+
+
+class Embedding(nn.Module):
+    """Token embedding, scaled where the family does, plus learned positions where it has them."""
+
+    config: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        config, compute = self.config, self.compute
+        std = 0.02 if config.init_std is None else config.init_std
+        table = self.param("tokens", nn.initializers.normal(std), (config.vocab_size, config.width), compute.param_dtype)
+        x = look_up(table, tokens, compute.dtype)
+        if config.scale_embeddings:
+            x = x * jnp.asarray(math.sqrt(config.width), compute.dtype)
+        if config.positions == "learned":
+            learned = self.param("positions", nn.initializers.normal(std), (config.max_positions, config.width), compute.param_dtype)
+            x = x + jnp.take(weight(learned, AXES["embedding/positions"], compute.dtype), positions, axis=0)
+        return rules.constrain(x, "batch", "sequence", "embed")
+
+
+def logical_axes(path: tuple[str, ...], rank: int) -> rules.LogicalAxes:
+    """The logical names of the dims of the parameter at this path of the tree.
+
+    Raises:
+      KeyError: a parameter that is not in the table.
+    """
+    name = "/".join(path[-2:])
+    if path[-2].endswith("_norm"):
+        axes = PROJECTION_NORM_AXES.get(path[-2], NORM_AXES) if rank - ("scanned" in path) == 2 else NORM_AXES
+    else:
+        axes = AXES[name]
+    return ("layers", *axes) if "scanned" in path else axes
+
+
+def standard_deviations(config: ModelConfig, fan_in: int) -> tuple[float, float]:
+    """Initial standard deviation of a matrix that reads the residual stream, and of one that writes to it (GPT-2 paper, section 2.3)."""
+    std = fan_in**-0.5 if config.init_std is None else config.init_std
+    return std, std / math.sqrt(2 * config.num_layers)
+
+
+class MLP(nn.Module):
+    """down(activation(gate(x)) * up(x)), or down(activation(up(x))): [B, T, D] -> [B, T, D]."""
+
+    config: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, D, F = self.config, self.config.width, self.config.mlp_width
+        act = ACTIVATIONS[config.activation]
+        inner = (F,) if config.mlp_bias else None
+        std, _ = standard_deviations(config, D)
+        _, std_out = standard_deviations(config, F)
+        h = Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x)
+        if config.gated_mlp:
+            h = act(Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x)) * h
+        else:
+            h = act(h)
+        h = rules.constrain(h, "batch", "sequence", "mlp")
+        out = (D,) if config.mlp_bias else None
+        return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, name="down")(h)

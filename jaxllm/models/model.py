@@ -1,0 +1,235 @@
+"""Model: the whole of a language model behind one hashable record of pure functions."""
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.models import cache as caches
+from jaxllm.models import flops, layout
+from jaxllm.models.attention import Tokens
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.layers import AXES, Compute, logical_axes, weight
+from jaxllm.models.remat import POLICIES
+from jaxllm.models.transformer import Block, Stem, transformer
+from jaxllm.ops.attention import KERNELS
+from jaxllm.ops.logprobs import LogProbs, token_log_probs
+from jaxllm.parallel import rules
+
+Params = dict[str, Any]
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "param_dtype": ("float32", "bfloat16"),
+    "remat": tuple(POLICIES),
+    "attention": ("auto", *KERNELS),
+    "context": ("gather", "ring"),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A config and how it is to be computed. Parameters are plain nested dicts of arrays, given to every function.
+
+    Attributes:
+      config: what the model is.
+      dtype: of activations, and of weights at their use.
+      param_dtype: of the parameters in memory.
+      remat: a policy's name, see `remat.POLICIES`.
+      scan_layers: layers are stacked and scanned over the repeating pattern, or each stands alone; `relayout` goes between the two.
+      attention: the kernel, see `ops.attention.attention`.
+      context: how keys and values travel where the mesh cuts the sequence, "gather" or "ring".
+      logprobs_chunk: how many tokens meet the vocabulary at once; None means `token_log_probs`'s own choice.
+    """
+
+    config: ModelConfig
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    scan_layers: bool = True
+    attention: str = "auto"
+    context: str = "gather"
+    logprobs_chunk: int | None = None
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                near = difflib.get_close_matches(str(value), choices, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"Unknown {name}={value!r}. Choose one of: {', '.join(choices)}.{hint}")
+
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh parameters; the same draws in either layout of the layers and on any mesh (equal to the last bit or so)."""
+        config, compute = self.config, self._compute("causal")
+        # A batch and a length that every mesh can cut; only shapes depend on it, and the forward itself is never run.
+        B, T = rules.ways("batch"), rules.ways("sequence")
+        tokens = jnp.zeros((B, T), jnp.int32)
+        context = Tokens(positions=tokens, segments=None)
+        hidden = jnp.zeros((B, T, config.width), self.dtype)
+        stem_key, layers_key = jax.random.split(rng)
+
+        def layer(index, kind):
+            return Block(config, compute, kind).init(jax.random.fold_in(layers_key, index), hidden, 0, None, context)["params"]
+
+        layers = {str(i): layer(i, config.layer_kind(i)) for i in config.remainder}
+        if config.num_repeats:
+            places, whole = len(config.layer_pattern), len(config.layer_pattern) * config.num_repeats
+            layers["scanned"] = {
+                str(p): jax.vmap(lambda i, kind=kind: layer(i, kind))(jnp.arange(p, whole, places))
+                for p, kind in enumerate(config.layer_pattern)
+            }
+        params = Stem(config, compute).init(stem_key, tokens, context)["params"]
+        return self.relayout({**params, "layers": layers}, self.scan_layers)
+
+    def abstract(self) -> Params:
+        """The parameters as ShapeDtypeStructs."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def axes(self) -> Params:
+        """The parameters' tree with a tuple of logical axis names for each."""
+
+        def one(path, leaf):
+            return logical_axes(tuple(rules.path_name(path).split("/")), len(leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(one, self.abstract())
+
+    def relayout(self, tree: Any, scan_layers: bool) -> Any:
+        """The same tree (parameters, or anything that holds trees like them) with the layers in the wanted layout, bit for bit."""
+        return layout.relayout(self.config, tree, scan_layers)
+
+    def apply(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        *,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        kind: str = "causal",
+        prefix: jax.Array | None = None,
+        rng: jax.Array | None = None,
+        rows: jax.Array | None = None,
+    ) -> jax.Array:
+        """The forward pass.
+
+        Args:
+          params: as from `init`.
+          tokens: int32 [B, T].
+          segments: int32 [B, T], documents within a row, 0 for padding; None: each row is one document.
+          positions: int32 [B, T], counted within the document; None: 0..T-1.
+          kind: "causal", "bidirectional" or "prefix".
+          prefix: bool [B, T], tokens that their whole document sees; with kind "prefix" only.
+          rng: a key for dropout; None means no dropout.
+          rows: int32 [B], the rows' indices in the global batch: dropout depends on them and not on the place in `tokens`; None: 0..B-1.
+
+        Returns:
+          [B, T, D] after the final norm, in `dtype`.
+        """
+        B, T = tokens.shape
+        if positions is None:
+            self._check_length(T)
+            positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+        if rng is not None and rows is None:
+            rows = jnp.arange(B, dtype=jnp.int32)
+        context = Tokens(positions=positions, segments=segments, prefix=prefix, rows=rows, rng=rng)
+        return self._module(kind).apply({"params": params}, tokens, context)[0]
+
+    def init_cache(self, batch: int, length: int) -> caches.Cache:
+        """An empty cache for `batch` rows of at most `length` tokens, padding included."""
+        self._check_length(length)
+        return caches.empty_cache(self.config, self.scan_layers, batch, length, self.dtype)
+
+    def decode(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        cache: caches.Cache,
+        *,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        kind: str = "causal",
+        prefix: jax.Array | None = None,
+    ) -> tuple[jax.Array, caches.Cache]:
+        """The forward pass of the next T tokens of every row, a whole prompt or a single token, after those in the cache.
+
+        Args:
+          params: as from `init`.
+          tokens: int32 [B, T]; prompts of different lengths are padded, on either side.
+          cache: from `init_cache` or the last call; donate it under `jax.jit`.
+          segments: int32 [B, T], 0 for padding; None: all ones.
+          positions: int32 [B, T]; None: counted on from each row's last one, padding left out.
+          kind: "causal" or "prefix".
+          prefix: bool [B, T], with kind "prefix"; None: none of these tokens is in the prefix.
+
+        Returns:
+          [B, T, D] after the final norm, and the cache. A call past the cache's length returns NaN (its length is only known while running).
+
+        Raises:
+          ValueError: more tokens than the cache has slots, or kind "bidirectional".
+        """
+        T = tokens.shape[1]
+        if T > cache.length:
+            raise ValueError(
+                f"{T} tokens do not fit into a cache of length {cache.length}. Give `init_cache` at least prompt + new tokens."
+            )
+        if kind == "bidirectional":
+            raise ValueError(
+                "kind='bidirectional' cannot be decoded: earlier tokens would have to see later ones. Choose causal or prefix."
+            )
+        segments = jnp.ones_like(tokens) if segments is None else segments
+        if positions is None:
+            positions = jnp.maximum(cache.next_position[:, None] + jnp.cumsum(segments > 0, axis=1, dtype=jnp.int32) - 1, 0)
+        after = caches.extend(cache, segments, positions, jnp.zeros(tokens.shape, bool) if prefix is None else prefix)
+        context = Tokens(
+            positions=positions,
+            segments=segments,
+            prefix=after.prefix if kind == "prefix" else None,
+            kv_positions=after.positions,
+            kv_segments=after.segments,
+            cursor=cache.cursor,
+        )
+        hidden, layers = self._module(kind).apply({"params": params}, tokens, context, cache.layers)
+        return jnp.where(after.cursor > cache.length, jnp.nan, hidden), after._replace(layers=layers)
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Float32 [..., V] of hidden states [..., D]; for whole batches use `log_probs`, which never holds this."""
+        kernel, axes, equation = self._vocabulary(params)
+        kernel = weight(kernel, axes, self.dtype)
+        logits = jnp.einsum(equation, hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def log_probs(self, params: Params, hidden: jax.Array, targets: jax.Array) -> LogProbs:
+        """Log-probabilities of targets int32 [B, T] after hidden [B, T, D]; see `ops.logprobs.token_log_probs`."""
+        kernel, _, _ = self._vocabulary(params)
+        tied, cap = self.config.tied_embeddings, self.config.logit_softcap
+        return token_log_probs(hidden, kernel, targets, softcap=cap, transposed=tied, chunk=self.logprobs_chunk)
+
+    def num_params(self, params: Params | None = None) -> int:
+        """How many numbers the parameters are; from the config alone when none are given."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract() if params is None else params))
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Model FLOPs of a forward and backward pass, per token of a sequence this long; see `flops.training_flops`."""
+        return flops.training_flops(self.config, sequence_length)
+
+    def _compute(self, kind: str) -> Compute:
+        return Compute(self.dtype, self.param_dtype, self.attention, self.context, kind)
+
+    def _module(self, kind: str) -> Stem:
+        return transformer(self.config, self._compute(kind), self.remat, self.scan_layers)
+
+    def _vocabulary(self, params: Params) -> tuple[jax.Array, rules.LogicalAxes, str]:
+        if self.config.tied_embeddings:
+            return params["embedding"]["tokens"], AXES["embedding/tokens"], "...d,vd->...v"
+        return params["head"]["kernel"], AXES["head/kernel"], "...d,dv->...v"
+
+    def _check_length(self, length: int) -> None:
+        if self.config.positions == "learned" and length > self.config.max_positions:
+            raise ValueError(
+                f"{length} tokens are more than the {self.config.max_positions} learned positions of this model. "
+                f"Set sequence_length to at most {self.config.max_positions}, or model.max_positions to at least {length}."
+            )

@@ -1,0 +1,73 @@
+"""Remat policies by name: what a block keeps for the backward pass, and what it computes again."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from jaxllm.parallel import rules
+
+policies = jax.checkpoint_policies
+
+# The results that are named with `checkpoint_name` in layers.py, attention.py and transformer.py.
+PROJECTIONS = ("query", "key", "value")
+ATTENTION = ("attended", "attention_residuals")
+PRODUCTS = (*PROJECTIONS, *ATTENTION, "output", "gate", "up", "down")
+
+
+def _keep_all_but_weights(primitive: Any, *_, **params: Any) -> bool:
+    """Keeps everything but gathered weights, and what leads from the stored to the gathered weight: a cast and a constraint."""
+    return params.get("name") != "weight" and primitive.name not in ("convert_element_type", "sharding_constraint")
+
+
+def _none() -> Callable | None:
+    mesh = rules.ambient_mesh()
+    return None if mesh is None or mesh.size == 1 else _keep_all_but_weights
+
+
+def _minimal() -> Callable:
+    return policies.save_only_these_names(*PRODUCTS)
+
+
+def _dots() -> Callable:
+    return policies.dots_with_no_batch_dims_saveable
+
+
+def _full() -> Callable:
+    return policies.nothing_saveable
+
+
+def _offload() -> Callable:
+    kinds = {memory.kind for device in jax.local_devices()[:1] for memory in device.addressable_memories()}
+    if "pinned_host" not in kinds:
+        raise ValueError(
+            f"remat='offload' needs the memory 'pinned_host', and the backend {jax.default_backend()!r} has only: {', '.join(sorted(kinds))}. "
+            "Choose remat='full', which needs the least memory of the others."
+        )
+    names = ("block_input", *PROJECTIONS, *ATTENTION)
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=list(names), offload_src="device", offload_dst="pinned_host"
+    )
+
+
+# From the most memory to the least; each gives a policy for `jax.checkpoint`, or None for no checkpoint at all.
+POLICIES: dict[str, Callable[[], Callable | None]] = {
+    "none": _none,  # keep everything (on a mesh: but gathered weights)
+    "minimal": _minimal,  # keep all matrix products and attention's output: norms, activations and rotations are computed again
+    "dots": _dots,  # keep matrix products with weights; attention is computed again
+    "full": _full,  # keep a block's input only
+    "offload": _offload,  # keep inputs, q, k, v and attention's output in the host's memory; the MLP is computed again
+}
+
+
+def rematerialized(module: type[nn.Module], name: str, *, scanned: bool) -> type[nn.Module]:
+    """The module class under the remat policy of this name; `scanned`: it is called in the body of a scan.
+
+    Raises:
+      ValueError: an unknown policy, or one that this backend cannot do.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"Unknown remat={name!r}. Choose one of: {', '.join(POLICIES)}.")
+    policy = POLICIES[name]()
+    return module if policy is None else nn.remat(module, policy=policy, prevent_cse=not scanned)

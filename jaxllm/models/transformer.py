@@ -1,0 +1,152 @@
+"""The decoder: embedding, L blocks, final norm; blocks scanned over their repeating pattern, or one by one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxllm.models.attention import Attention, Tokens
+from jaxllm.models.cache import LayerCache
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.layers import MLP, Compute, Embedding, Norm, dropout, standard_deviations
+from jaxllm.models.remat import rematerialized
+from jaxllm.parallel import rules
+
+Layers = dict[str, Any]  # a cache's `layers`: a tree of LayerCaches
+Carried = tuple[jax.Array, LayerCache | None]
+
+
+class Block(nn.Module):
+    """One layer, [B, T, D] -> [B, T, D].
+
+    Attributes:
+      kind: "global" or "local".
+    """
+
+    config: ModelConfig
+    compute: Compute
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: jax.Array | int, cache: LayerCache | None, tokens: Tokens) -> Carried:
+        """`layer` counts from 0; it names the layer's random draws."""
+        config = self.config
+        keys = (None,) * 3 if tokens.rng is None else jax.random.split(jax.random.fold_in(tokens.rng, layer), 3)
+        x = checkpoint_name(x, "block_input")
+        shared = self._norm("norm", x) if config.block == "parallel_shared" else None
+        attended, cache = self._attend(x if shared is None else shared, tokens, cache, keys)
+        if config.block == "sequential":
+            x = self._join(x, attended, "attention_norm")
+            x = self._join(x, self._feed_forward(x, tokens, keys), "mlp_norm")
+        else:
+            x = x + attended + self._feed_forward(x if shared is None else shared, tokens, keys)
+        return rules.constrain(x, "batch", "sequence", "embed"), cache
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return Norm(self.config, self.compute, (self.config.width,), name=name)(x)
+
+    def _attend(self, x, tokens: Tokens, cache, keys) -> Carried:
+        x = self._before("attention_norm", x)
+        y, cache = Attention(self.config, self.compute, self.kind, name="attention")(x, tokens, cache, keys[0])
+        return dropout(self._after("attention_output_norm", y), self.config.residual_dropout, keys[1], tokens.rows), cache
+
+    def _feed_forward(self, x, tokens: Tokens, keys) -> jax.Array:
+        y = MLP(self.config, self.compute, name="mlp")(self._before("mlp_norm", x))
+        return dropout(self._after("mlp_output_norm", y), self.config.residual_dropout, keys[2], tokens.rows)
+
+    def _before(self, name: str, x: jax.Array) -> jax.Array:
+        own = self.config.norm_placement in ("pre", "sandwich") and self.config.block != "parallel_shared"
+        return self._norm(name, x) if own else x
+
+    def _after(self, name: str, x: jax.Array) -> jax.Array:
+        return self._norm(name, x) if self.config.norm_placement in ("output", "sandwich") else x
+
+    def _join(self, x: jax.Array, y: jax.Array, name: str) -> jax.Array:
+        """Adds a part's output to the residual stream; norm_placement "post" normalises the sum."""
+        return self._norm(name, x + y) if self.config.norm_placement == "post" else x + y
+
+
+class Pattern(nn.Module):
+    """The blocks of one repetition of `layer_pattern`: the body of the scan."""
+
+    config: ModelConfig
+    compute: Compute
+    remat: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, scanned: tuple[jax.Array, Layers | None], tokens: Tokens) -> tuple[jax.Array, Layers | None]:
+        first, caches = scanned
+        block = rematerialized(Block, self.remat, scanned=True)
+        written: Layers = {}
+        for place, kind in enumerate(self.config.layer_pattern):
+            cache = None if caches is None else caches[str(place)]
+            x, written[str(place)] = block(self.config, self.compute, kind, name=str(place))(x, first + place, cache, tokens)
+        return x, None if caches is None else written
+
+
+class Blocks(nn.Module):
+    """All L blocks. Parameters: {"scanned": {place: stacked}, "<layer>": one of the remainder}, or {"<layer>": ...} for every layer."""
+
+    config: ModelConfig
+    compute: Compute
+    remat: str
+    scan_layers: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, caches: Layers | None, tokens: Tokens) -> tuple[jax.Array, Layers | None]:
+        config = self.config
+        written: Layers = {}
+        if self.scan_layers and config.num_repeats:
+            first = jnp.arange(config.num_repeats) * len(config.layer_pattern)
+            scan = nn.scan(
+                Pattern, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=config.num_repeats
+            )
+            stacked = None if caches is None else caches["scanned"]
+            x, written["scanned"] = scan(config, self.compute, self.remat, name="scanned")(x, (first, stacked), tokens)
+        block = rematerialized(Block, self.remat, scanned=False)
+        for layer in config.remainder if self.scan_layers else range(config.num_layers):
+            cache = None if caches is None else caches[str(layer)]
+            x, written[str(layer)] = block(config, self.compute, config.layer_kind(layer), name=str(layer))(x, layer, cache, tokens)
+        return x, None if caches is None else written
+
+
+class Head(nn.Module):
+    """The vocabulary's own matrix [D, V], where it is not the token embedding's."""
+
+    config: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        std, _ = standard_deviations(self.config, self.config.width)
+        shape = (self.config.width, self.config.vocab_size)
+        return self.param("kernel", nn.initializers.normal(std), shape, self.compute.param_dtype)
+
+
+class Stem(nn.Module):
+    """What is there once: embedding, final norm and head, round whatever blocks are handed in."""
+
+    config: ModelConfig
+    compute: Compute
+    layers: nn.Module | None = None
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, context: Tokens, caches: Layers | None = None) -> tuple[jax.Array, Layers | None]:
+        config = self.config
+        x = Embedding(config, self.compute, name="embedding")(tokens, context.positions)
+        key = None if context.rng is None else jax.random.fold_in(context.rng, config.num_layers)
+        x = dropout(x, config.embedding_dropout, key, context.rows)
+        if self.layers is not None:
+            x, caches = self.layers(x, caches, context)
+        if config.norm_placement != "post":
+            x = Norm(config, self.compute, (config.width,), name="final_norm")(x)
+        if self.is_initializing() and not config.tied_embeddings:
+            Head(config, self.compute, name="head")()
+        return x, caches
+
+
+def transformer(config: ModelConfig, compute: Compute, remat: str, scan_layers: bool) -> Stem:
+    """The whole decoder as one module: `apply({"params": params}, tokens, context, caches) -> (hidden [B, T, D], caches)`."""
+    return Stem(config, compute, Blocks(config, compute, remat, scan_layers))
