@@ -43,8 +43,8 @@ def train_sentencepiece(
 ) -> SentencePieceTokenizer:
     """Trains on these texts; the same texts and arguments give the same model.
 
-    Ids: 0 unknown (never produced: every character has a spelling in bytes), 1 beginning, 2 end, 3 padding, then user symbols, runs of white
-    space, 256 bytes, pieces.
+    Ids: 0 unknown (never produced: every character has a spelling in bytes), 1 beginning, 2 end, 3 padding, then user symbols, runs of
+    white space, 256 bytes, pieces.
 
     Args:
       texts: the sample; read twice.
