@@ -1,0 +1,262 @@
+"""Saving state and feed while training goes on, and restoring the last checkpoint that is whole."""
+
+import dataclasses
+import datetime
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from jaxllm.parallel import hosts
+from jaxllm.training import loading, retention
+from jaxllm.training import manifest as manifests
+from jaxllm.training.loading import Restored
+from jaxllm.training.manifest import BrokenCheckpoint, Manifest
+from jaxllm.training.snapshot import Snapshot
+from jaxllm.training.trees import as_dict, names_and_shapes, split_feed
+
+CLOCK_STEPS = 16  # how often several processes ask the first one's clock whether `every_minutes` have passed
+_numbers = itertools.count()  # one for each agreement between processes; all of them count alike
+
+
+class Checkpoints:
+    """The checkpoints/ folder of a work directory. These processes are its only writer: hold the lock of the work directory.
+
+    Args:
+      folder: local or gs://; made when it is not there; what a killed save left in it is cleared away, and said.
+      every: save at each multiple of this many steps; None: only when forced or by the clock.
+      every_minutes: save when this long has passed since the last save began.
+      keep: how many of the latest to keep (at least 1).
+      best: (metric, "min" or "max"): keep the best one by this metric besides.
+      metadata: JSON that every checkpoint carries: fingerprints, layout, sources of what is frozen.
+      say: where lines for the user go.
+
+    Raises:
+      ValueError: `keep`, `every` or `best` make no sense.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        every: int | None = None,
+        every_minutes: float | None = None,
+        keep: int = 3,
+        best: retention.Best | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = hosts.say,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep={keep}: give 1 or more; the last checkpoint is never deleted.")
+        if every is not None and every < 1:
+            raise ValueError(f"checkpoint.every={every}: give a number of steps >= 1, or None to save only at the end.")
+        if best is not None:
+            retention.check_best(best)
+        self.folder, self.metadata = loading.open_folder(folder), dict(metadata or {})
+        self._every, self._seconds = every, None if every_minutes is None else 60 * every_minutes
+        self._keep, self._best, self._say = keep, best, say
+        self._clock, self._snapshot = time.monotonic(), Snapshot()
+        self._thread: threading.Thread | None = None
+        self._error: str | None = None
+        self._metrics: dict[int, Mapping[str, float]] = {}  # of the checkpoints that are there; the first process decides by it
+        if hosts.is_first():
+            self._open()
+        self._there = set(hosts.tell(f"checkpoints/{next(_numbers)}", sorted(self._metrics)))
+
+    def steps(self) -> list[int]:
+        """The steps of which a finished checkpoint is there, oldest first, as all processes know them."""
+        return sorted(self._there)
+
+    def maybe_save(self, step: int, state: Any, feed_state: Any, metrics: Mapping[str, float] | None = None, force: bool = False) -> bool:
+        """Starts a save when one is due at this step and not there already; returns as soon as the state may be changed.
+
+        A save that fails is reported in one line and leaves nothing behind; training goes on, and the next due save tries again.
+
+        Args:
+          step: optimizer updates done.
+          state: a tree of (global) jax.Arrays; it may be donated as soon as this returns.
+          feed_state: what `feed.state()` returned: JSON values and arrays, nested.
+          metrics: numbers of this step; `best` is looked up here.
+          force: due whatever the interval says.
+
+        Returns:
+          True when a save was started.
+        """
+        if not (force or self._is_due(step)):
+            return False
+        self.wait()
+        if step in self._there:
+            return False
+        self._clock = time.monotonic()
+        arrays, feed = split_feed(feed_state)
+        tree = {"state": as_dict(state)} | ({"feed": arrays} if arrays else {})
+        described = Manifest(
+            step=step,
+            saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            metadata=self.metadata,
+            arrays=names_and_shapes(tree),
+            feed=feed,
+            files={},
+        )
+        response, error = self._start(step, tree)
+        self._thread = threading.Thread(target=self._finish, args=(next(_numbers), described, response, error), name=f"checkpoint-{step}")
+        self._thread.start()
+        return True
+
+    def wait(self) -> bool:
+        """Waits for the save under way; True unless the last one failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        return self._error is None
+
+    def close(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          OSError: the last save failed, so that work since the one before would be lost in silence.
+        """
+        if not self.wait():
+            last = f"The last whole checkpoint is step {self.steps()[-1]}" if self._there else "There is no checkpoint"
+            raise OSError(f"The last save failed: {self._error}. {last}. Make room for {self.folder} and run again.")
+
+    def newest_whole(self, step: int | None = None) -> Manifest | None:
+        """Finds the newest checkpoint of which every byte is as it was written; names those that are not, and passes them over.
+
+        Args:
+          step: look at this one and no other.
+
+        Returns:
+          Its manifest, None when there is nothing to resume from.
+
+        Raises:
+          ValueError: there are checkpoints and none is whole, or one is of another format version.
+        """
+        self.wait()
+        candidates = self.steps()[::-1] if step is None else [step]
+        for candidate in candidates:
+            try:
+                return loading.whole(self.folder, candidate)
+            except BrokenCheckpoint as broken:
+                self._say(f"Checkpoint {candidate} {broken}. It is passed over.")
+                self._there.discard(candidate)  # so that it is written anew when training comes by again
+                self._metrics.pop(candidate, None)
+        if candidates:
+            raise ValueError(f"No whole checkpoint in {self.folder}: tried {candidates}. Delete that folder to start from the beginning.")
+        return None
+
+    def restore(self, abstract: Any, step: int | None = None, expect: Mapping[str, Any] | None = None) -> Restored | None:
+        """Loads the newest whole checkpoint, or that of `step`, onto the shardings of `abstract`, whatever mesh it came from.
+
+        Args:
+          abstract: a tree like the saved state, of arrays or ShapeDtypeStructs with shardings.
+          step: this one and no other.
+          expect: metadata that must be the same now as when it was saved.
+
+        Returns:
+          (state, feed_state, metadata, step), or None when there is nothing to resume from.
+
+        Raises:
+          ValueError: no whole checkpoint among those there, another structure, or other metadata than expected.
+        """
+        manifest = self.newest_whole(step)
+        if manifest is None:
+            return None
+        for name, value in (expect or {}).items():
+            if manifest.metadata.get(name) != value:
+                before = manifest.metadata.get(name)
+                raise ValueError(
+                    f"Checkpoint {manifest.step} in {self.folder} was made with {name}={before!r}, and this run has {value!r}."
+                    f" Give the same {name} again, or start in another --workdir."
+                )
+        self._clock = time.monotonic()
+        return loading.load(self.folder, manifest, abstract)
+
+    def _open(self) -> None:
+        """In the first process: clears away what a killed save left, and reads what is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in retention.leftovers(self.folder):
+            self._say(f"Checkpoint {path.name.partition('.')[0]} is half-written (its save was interrupted): removed.")
+            retention.remove(path)
+        for step in loading.steps(self.folder):
+            try:
+                self._metrics[step] = manifests.read(self.folder / str(step)).metrics
+            except BrokenCheckpoint:
+                self._metrics[step] = {}  # `newest_whole` will say what is wrong with it
+
+    def _is_due(self, step: int) -> bool:
+        if self._every is not None and step > 0 and step % self._every == 0:
+            return True
+        if self._seconds is None:
+            return False
+        passed = time.monotonic() - self._clock >= self._seconds
+        if jax.process_count() == 1 or step % CLOCK_STEPS:
+            return passed and jax.process_count() == 1
+        return hosts.tell(f"checkpoints/{next(_numbers)}", passed)  # clocks differ; a save needs everyone
+
+    def _start(self, step: int, tree: dict[str, Any]) -> tuple[Any, str | None]:
+        """Hands the tree to Orbax; an error at this point is treated as one in the background."""
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # float32 weights shrink by a third at best, and take four times as long
+        context.memory.deepcopy_host_arrays = False  # the snapshot and the feed's fresh copies are already ours alone
+        try:
+            tree = tree | {"state": self._snapshot.take(tree["state"])}
+            with context:
+                return ocp.save_async(self.folder / str(step), tree, overwrite=True), None
+        except Exception as error:  # whatever a save dies of, training goes on
+            return None, _one_line(error)
+
+    def _finish(self, number: int, described: Manifest, response: Any, error: str | None) -> None:
+        """In the background: waits for the bytes, has every process checksum its share, and writes the manifest last."""
+        path, files = self.folder / str(described.step), {}
+        try:
+            if response is not None:
+                response.result()
+                names = manifests.file_names(path)[jax.process_index() :: jax.process_count()]
+                files = manifests.describe(path, names, durable=True)
+        except Exception as failure:
+            error = _one_line(failure)
+        parts = hosts.collect(f"checkpoints/{number}/parts", {"files": files, "error": error})
+        outcome = self._seal(described, parts) if hosts.is_first() else None
+        self._error, deleted = hosts.tell(f"checkpoints/{number}/outcome", outcome)
+        if self._error is None:
+            self._there = (self._there | {described.step}) - set(deleted)
+        else:
+            self._say(
+                f"SAVE FAILED at step {described.step}: {self._error}. Training goes on; earlier checkpoints are kept, the next save tries again."
+            )
+
+    def _seal(self, described: Manifest, parts: list[dict[str, Any]]) -> tuple[str | None, list[int]]:
+        """In the first process: the manifest and then the retention, or the removal of what failed. Returns (error, deleted steps)."""
+        error = next((part["error"] for part in parts if part["error"]), None)
+        path, deleted = self.folder / str(described.step), list[int]()
+        try:
+            if error is None:
+                files = {name: tuple(facts) for part in parts for name, facts in part["files"].items()}
+                manifests.write(path, dataclasses.replace(described, files=files))
+                self._metrics[described.step] = described.metrics
+                deleted = retention.to_delete(self._metrics, self._keep, self._best)
+                retention.delete(self.folder, deleted)
+        except OSError as failure:
+            error = _one_line(failure)
+        if error is not None:
+            for leftover in retention.leftovers(self.folder):
+                retention.remove(leftover)
+        for step in deleted:
+            self._metrics.pop(step)
+        return error, deleted
+
+
+def _one_line(error: BaseException) -> str:
+    """The heart of an error, without the pages that storage libraries add."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    for plain in ("No space left on device", "Disk quota exceeded", "Permission denied", "Read-only file system"):
+        if plain in str(error):
+            return plain
+    return first[:200]

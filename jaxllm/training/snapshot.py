@@ -1,0 +1,42 @@
+"""A copy of the state that a save can read from while the next step already overwrites the original."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class Snapshot:
+    """Copies on the CPU backend; elsewhere the transfer to the host is the copy, and the tree goes through as it is.
+
+    Why: on the CPU backend Orbax reads the very buffers of the state, and a step that donates them waits until the save has let go of
+    them: measured, the first step after an "asynchronous" save then takes as long as the save. The copy is written into the buffers of the
+    copy before it (a fresh 1.2 GB costs 0.4 s in page faults alone, a used one 0.09 s), so one extra state stays allocated.
+    """
+
+    def __init__(self) -> None:
+        self._held: Any = None
+
+    def take(self, tree: Any) -> Any:
+        """A tree of arrays that no later step can touch; valid until the next `take`."""
+        if jax.default_backend() != "cpu":
+            return tree
+        shardings = jax.tree.map(lambda x: x.sharding, tree)
+        if self._held is None or jax.tree.map(_kind, self._held) != jax.tree.map(_kind, tree):
+            self._held = jax.jit(_copy, out_shardings=shardings)(tree)
+        else:
+            self._held = jax.jit(_copy_into, donate_argnums=1, keep_unused=True, out_shardings=shardings)(tree, self._held)
+        return self._held
+
+
+def _kind(x: jax.Array) -> tuple[Any, ...]:
+    return x.shape, x.dtype, x.sharding
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _copy_into(tree: Any, held: Any) -> Any:
+    """`held` is donated: its memory becomes the result's."""
+    return _copy(tree)
