@@ -60,11 +60,11 @@ class Attention(nn.Module):
         std, _ = standard_deviations(config, config.width)
 
         def project(name, num_heads):
-            shape = (num_heads, config.head_dim)
+            shape = (num_heads, config.head_size)
             bias = shape if config.qkv_bias else None
             return Dense("btd,dnh->btnh", (config.width, *shape), AXES[f"{name}/kernel"], self.compute, std, bias, name=name)(x)
 
-        q, k, v = project("query", config.num_heads), project("key", config.num_kv_heads), project("value", config.num_kv_heads)
+        q, k, v = project("query", config.num_heads), project("key", config.num_groups), project("value", config.num_groups)
         if config.qk_norm is not None:
             whole = config.qk_norm == "projection"
             q = Norm(config, self.compute, q.shape[-2:] if whole else q.shape[-1:], name="query_norm")(q)
@@ -75,11 +75,11 @@ class Attention(nn.Module):
 
     def _frequencies(self):
         config = self.config
-        own = self.kind == "local" and config.local_rope_theta is not None
+        local = config.local_rope_theta if self.kind == "local" else None
         return rope_frequencies(
-            config.head_dim,
-            theta=config.local_rope_theta if own else config.rope_theta,
-            scaling=None if own else config.rope_scaling_dict,
+            config.head_size,
+            theta=config.rope_theta if local is None else local,
+            scaling=config.rope_scaling_dict if local is None else None,
             partial=config.rope_fraction,
             sequence_length=config.max_positions,
         )
@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
     def _output(self, y: jax.Array) -> jax.Array:
         config = self.config
-        shape = (config.num_heads, config.head_dim, config.width)
-        _, std = standard_deviations(config, config.num_heads * config.head_dim)
+        shape = (config.num_heads, config.head_size, config.width)
+        _, std = standard_deviations(config, config.num_heads * config.head_size)
         bias = (config.width,) if config.output_bias else None
         return Dense("btnh,nhd->btd", shape, AXES["output/kernel"], self.compute, std, bias, name="output")(y)

@@ -39,7 +39,7 @@ def empty_layers(config: ModelConfig, scan_layers: bool, batch: int, length: int
     """A LayerCache of zeros for every block, in the layout of the parameters."""
 
     def zeros(*leading):
-        shape = (*leading, batch, length, config.num_kv_heads, config.head_dim)
+        shape = (*leading, batch, length, config.num_groups, config.head_size)
         axes = (*("layers" for _ in leading), "batch", None, "kv_heads", "head_dim")
         return LayerCache(*(rules.constrain(jnp.zeros(shape, dtype), *axes) for _ in range(2)))
 

@@ -53,7 +53,7 @@ class ModelConfig:
       tied_embeddings: the head is the transposed token embedding.
       scale_embeddings: embeddings are multiplied by sqrt(D) (Gemma).
       residual_dropout, attention_dropout, embedding_dropout: probabilities; used only when `apply` is given an rng.
-      init_std: standard deviation of all matrices; None means fan_in ** -0.5. What writes to the residual stream gets it times (2 L) ** -0.5.
+      init_std: standard deviation of all matrices, None means fan_in ** -0.5; what writes to the residual stream has (2 L) ** -0.5 of it.
     """
 
     vocab_size: int
@@ -108,6 +108,16 @@ class ModelConfig:
         _check_layers(self)
 
     @property
+    def head_size(self) -> int:
+        """H, never None."""
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def num_groups(self) -> int:
+        """K, never None."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
     def rope_scaling_dict(self) -> dict[str, Any] | None:
         """`rope_scaling` as the dict it was given as."""
         return None if self.rope_scaling is None else dict(self.rope_scaling)
@@ -141,7 +151,7 @@ class ModelConfig:
         # What was derived from a field that changes is derived again.
         if "num_heads" in changes and self.num_kv_heads == self.num_heads:
             changes.setdefault("num_kv_heads", None)
-        if {"num_heads", "width"} & set(changes) and self.head_dim * self.num_heads == self.width:
+        if {"num_heads", "width"} & set(changes) and self.head_size * self.num_heads == self.width:
             changes.setdefault("head_dim", None)
         return dataclasses.replace(self, **changes)
 
@@ -197,7 +207,7 @@ def _check_choices(config: ModelConfig) -> None:
 
 
 def _check_positions(config: ModelConfig) -> None:
-    rotated = config.head_dim * config.rope_fraction
+    rotated = config.head_size * config.rope_fraction
     if config.positions == "rope" and (not 0 < config.rope_fraction <= 1 or int(rotated) % 2 or int(rotated) == 0):
         raise ValueError(
             f"model.rope_fraction={config.rope_fraction} of model.head_dim={config.head_dim} rotates {rotated:g} dims. "
@@ -208,7 +218,7 @@ def _check_positions(config: ModelConfig) -> None:
         kind = scaling.get("rope_type", scaling.get("type"))
         if kind not in ROPE_SCALINGS:
             raise ValueError(
-                f"Unknown rope_type {kind!r} in model.rope_scaling. Choose one of: {', '.join(ROPE_SCALINGS)}; or rope_scaling=None for none."
+                f"Unknown rope_type {kind!r} in model.rope_scaling. Choose one of: {', '.join(ROPE_SCALINGS)}; or set it to None."
             )
         if config.positions != "rope":
             raise ValueError(
@@ -223,7 +233,7 @@ def _check_layers(config: ModelConfig) -> None:
     local = "local" in config.layer_pattern
     if local and (config.window is None or config.window < 1):
         raise ValueError(
-            f"model.layer_pattern has 'local' layers, so model.window={config.window} must be >= 1. Set it, or make the pattern ('global',)."
+            f"model.layer_pattern has 'local' layers, so model.window={config.window} must be >= 1. Set it, or layer_pattern=('global',)."
         )
     if not local and config.window is not None:
         raise ValueError(

@@ -159,6 +159,7 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None, rows: jax.Array | 
     """
     if rng is None or rate == 0:
         return x
+    assert rows is not None
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, rows)
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -1,7 +1,6 @@
 """Model: the whole of a language model behind one hashable record of pure functions."""
 
 import difflib
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.models import cache as caches
-from jaxllm.models import flops, layout
+from jaxllm.models import counts, layout
 from jaxllm.models.attention import Tokens
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import AXES, Compute, logical_axes, weight
@@ -165,13 +164,13 @@ class Model:
           prefix: bool [B, T], with kind "prefix"; None: none of these tokens is in the prefix.
 
         Returns:
-          [B, T, D] after the final norm, and the cache. A call past the cache's length returns NaN (its length is only known while running).
+          [B, T, D] after the final norm, and the cache. A call that runs past the last slot returns NaN (only known while running).
 
         Raises:
           ValueError: more tokens than the cache has slots, or kind "bidirectional".
         """
         T = tokens.shape[1]
-        if T > cache.length:
+        if cache.length < T:
             raise ValueError(
                 f"{T} tokens do not fit into a cache of length {cache.length}. Give `init_cache` at least prompt + new tokens."
             )
@@ -210,11 +209,11 @@ class Model:
 
     def num_params(self, params: Params | None = None) -> int:
         """How many numbers the parameters are; from the config alone when none are given."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract() if params is None else params))
+        return counts.parameters(self.config) if params is None else sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Model FLOPs of a forward and backward pass, per token of a sequence this long; see `flops.training_flops`."""
-        return flops.training_flops(self.config, sequence_length)
+        """Model FLOPs of a forward and backward pass, per token of a sequence this long; see `counts.training_flops`."""
+        return counts.training_flops(self.config, sequence_length)
 
     def _compute(self, kind: str) -> Compute:
         return Compute(self.dtype, self.param_dtype, self.attention, self.context, kind)

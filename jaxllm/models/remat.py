@@ -42,7 +42,7 @@ def _offload() -> Callable:
     kinds = {memory.kind for device in jax.local_devices()[:1] for memory in device.addressable_memories()}
     if "pinned_host" not in kinds:
         raise ValueError(
-            f"remat='offload' needs the memory 'pinned_host', and the backend {jax.default_backend()!r} has only: {', '.join(sorted(kinds))}. "
+            f"remat='offload' needs the memory 'pinned_host'; the backend {jax.default_backend()!r} has only: {', '.join(sorted(kinds))}. "
             "Choose remat='full', which needs the least memory of the others."
         )
     names = ("block_input", *PROJECTIONS, *ATTENTION)
