@@ -93,7 +93,9 @@ def shardings(axes_tree: Any, mesh: Mesh, abstract: Any = None, rules: Rules = S
         return NamedSharding(mesh, spec(axes, rules))
 
     trees = (axes_tree,) if abstract is None else (axes_tree, abstract)
-    return jax.tree_util.tree_map_with_path(one, *trees, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str | None) for a in x))
+    return jax.tree_util.tree_map_with_path(
+        one, *trees, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str | None) for a in x)
+    )
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -107,10 +109,21 @@ def ambient_mesh() -> jax.sharding.AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
+def under(mesh: Mesh | jax.sharding.AbstractMesh) -> Any:
+    """A context in which `mesh` is the ambient one; an abstract mesh serves for shapes alone."""
+    return jax.sharding.use_abstract_mesh(mesh) if isinstance(mesh, jax.sharding.AbstractMesh) else jax.set_mesh(mesh)
+
+
 def axis_size(name: str) -> int:
     """How many ways the ambient mesh cuts along this mesh axis (1 outside of a mesh)."""
     mesh = ambient_mesh()
     return 1 if mesh is None else mesh.shape[name]
+
+
+def mesh_axes(logical: str, rules: Rules = COMPUTE) -> tuple[str, ...]:
+    """The mesh axes that a dim with this logical name is cut along."""
+    names = rules[logical]
+    return (names,) if isinstance(names, str) else names or ()
 
 
 def ways(logical: str, rules: Rules = COMPUTE) -> int:
@@ -143,6 +156,8 @@ def shard_map(f: Callable, in_axes: Any, out_axes: Any, rules: Rules = COMPUTE) 
         return f
 
     def specs(tree):
-        return jax.tree.map(lambda axes: spec(axes, rules), tree, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str | None) for a in x))
+        return jax.tree.map(
+            lambda axes: spec(axes, rules), tree, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str | None) for a in x)
+        )
 
     return jax.shard_map(f, mesh=mesh, in_specs=tuple(specs(a) for a in in_axes), out_specs=specs(out_axes), check_vma=False)
