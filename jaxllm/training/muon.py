@@ -95,12 +95,16 @@ def _orthogonal(tree: Any, axes: dict[str, rules.LogicalAxes] | None, steps: int
 
 
 def _orthogonal_stack(stack: jax.Array, steps: int, dtype: str) -> jax.Array:
-    """[S, D, X] cut along D -> cut along S (one all-to-all), Newton-Schulz on whole matrices, and back (another)."""
-    S, ways = len(stack), rules.ways("stack", rules.STORED)
-    padded = jnp.pad(stack.astype(dtype), ((0, -S % ways), (0, 0), (0, 0)))
-    padded = rules.constrain(padded, "stack", None, None, rules=rules.STORED)
+    """[S, D, X] cut along D -> cut along S (one all-to-all), Newton-Schulz on whole matrices, and back (another).
+
+    Cuts of X are undone before and made again after: asked for both moves at once, the partitioner replicates the whole stack.
+    """
+    S, M = stack.shape[:2]
+    by_rows = (None, "embed" if M % rules.ways("embed", rules.STORED) == 0 else None, None)
+    padded = jnp.pad(stack.astype(dtype), ((0, -S % rules.ways("stack", rules.STORED)), (0, 0), (0, 0)))
+    padded = rules.constrain(rules.constrain(padded, *by_rows, rules=rules.STORED), "stack", None, None, rules=rules.STORED)
     result = rules.constrain(newton_schulz(padded, steps), "stack", None, None, rules=rules.STORED)
-    return result.astype(stack.dtype)
+    return rules.constrain(result, *by_rows, rules=rules.STORED).astype(stack.dtype)
 
 
 def _embed_last(names: rules.LogicalAxes | None) -> bool:
