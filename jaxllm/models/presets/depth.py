@@ -23,7 +23,7 @@ class Depth(NamedTuple):
 def depth(num_layers: int, *, vocab_size: int = 32768, sequence_length: int = 1024) -> Depth:
     """A decoder of this many layers and how to train it.
 
-    Shape: D = 64 L (nanochat; loss hardly depends on the aspect ratio near it: Kaplan et al., arXiv 2001.08361, figure 5). Heads of 128 dims,
+    Shape: D = 64 L (nanochat; loss hardly depends on the aspect ratio: Kaplan et al., arXiv 2001.08361, figure 5). Heads of 128 dims,
     of 64 up to 8 layers and where L is odd, every one with its own keys. A gated silu MLP of F = 8/3 D, rounded up to 128 (Shazeer,
     arXiv 2002.05202: as many parameters as 4 D ungated). Rope, RMSNorm, qk-norm (stable at larger learning rates: Dehghani et al.,
     arXiv 2302.05442), untied embeddings.
