@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import itertools
 import os
 import threading
 import time
@@ -21,7 +20,6 @@ from jaxllm.training.snapshot import Snapshot
 from jaxllm.training.trees import as_dict, names_and_shapes, split_feed
 
 CLOCK_STEPS = 16  # how often several processes ask the first one's clock whether `every_minutes` have passed
-_numbers = itertools.count()  # one for each agreement between processes; all of them count alike
 
 
 class Checkpoints:
@@ -66,7 +64,7 @@ class Checkpoints:
         self._metrics: dict[int, Mapping[str, float]] = {}  # of the checkpoints that are there; the first process decides by it
         if hosts.is_first():
             self._open()
-        self._there = set(hosts.tell(f"checkpoints/{next(_numbers)}", sorted(self._metrics)))
+        self._there = set(hosts.tell(hosts.fresh("checkpoints"), sorted(self._metrics)))
 
     def steps(self) -> list[int]:
         """The steps of which a finished checkpoint is there, oldest first, as all processes know them."""
@@ -80,7 +78,7 @@ class Checkpoints:
         Args:
           step: optimizer updates done.
           state: a tree of (global) jax.Arrays; it may be donated as soon as this returns.
-          feed_state: what `feed.state()` returned: JSON values and arrays, nested.
+          feed_state: what `feed.state()` returned (JSON values and arrays, nested), or `feed.state` itself, called when a save starts.
           metrics: numbers of this step; `best` is looked up here.
           force: due whatever the interval says.
 
@@ -93,7 +91,7 @@ class Checkpoints:
         if step in self._there:
             return False
         self._clock = time.monotonic()
-        arrays, feed = split_feed(feed_state)
+        arrays, feed = split_feed(feed_state() if callable(feed_state) else feed_state)
         tree = {"state": as_dict(state)} | ({"feed": arrays} if arrays else {})
         described = Manifest(
             step=step,
@@ -105,7 +103,9 @@ class Checkpoints:
             files={},
         )
         response, error = self._start(step, tree)
-        self._thread = threading.Thread(target=self._finish, args=(next(_numbers), described, response, error), name=f"checkpoint-{step}")
+        self._thread = threading.Thread(
+            target=self._finish, args=(hosts.fresh("save"), described, response, error), name=f"checkpoint-{step}"
+        )
         self._thread.start()
         return True
 
@@ -198,7 +198,7 @@ class Checkpoints:
         passed = time.monotonic() - self._clock >= self._seconds
         if jax.process_count() == 1 or step % CLOCK_STEPS:
             return passed and jax.process_count() == 1
-        return hosts.tell(f"checkpoints/{next(_numbers)}", passed)  # clocks differ; a save needs everyone
+        return hosts.tell(hosts.fresh("clock"), passed)  # clocks differ; a save needs everyone
 
     def _start(self, step: int, tree: dict[str, Any]) -> tuple[Any, str | None]:
         """Hands the tree to Orbax; an error at this point is treated as one in the background."""
@@ -212,7 +212,7 @@ class Checkpoints:
         except Exception as error:  # whatever a save dies of, training goes on
             return None, _one_line(error)
 
-    def _finish(self, number: int, described: Manifest, response: Any, error: str | None) -> None:
+    def _finish(self, key: str, described: Manifest, response: Any, error: str | None) -> None:
         """In the background: waits for the bytes, has every process checksum its share, and writes the manifest last."""
         path, files = self.folder / str(described.step), {}
         try:
@@ -222,15 +222,14 @@ class Checkpoints:
                 files = manifests.describe(path, names, durable=True)
         except Exception as failure:
             error = _one_line(failure)
-        parts = hosts.collect(f"checkpoints/{number}/parts", {"files": files, "error": error})
+        parts = hosts.collect(f"{key}/parts", {"files": files, "error": error})
         outcome = self._seal(described, parts) if hosts.is_first() else None
-        self._error, deleted = hosts.tell(f"checkpoints/{number}/outcome", outcome)
+        self._error, deleted = hosts.tell(f"{key}/outcome", outcome)
         if self._error is None:
             self._there = (self._there | {described.step}) - set(deleted)
         else:
-            self._say(
-                f"SAVE FAILED at step {described.step}: {self._error}. Training goes on; earlier checkpoints are kept, the next save tries again."
-            )
+            told = "Training goes on; earlier checkpoints are kept, the next save tries again."
+            self._say(f"SAVE FAILED at step {described.step}: {self._error}. {told}")
 
     def _seal(self, described: Manifest, parts: list[dict[str, Any]]) -> tuple[str | None, list[int]]:
         """In the first process: the manifest and then the retention, or the removal of what failed. Returns (error, deleted steps)."""

@@ -1,6 +1,5 @@
 """Reading checkpoints: which are there, whether one is whole, and its arrays onto any mesh. Takes no lock and writes nothing."""
 
-import itertools
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,8 +13,6 @@ from jaxllm.parallel import hosts
 from jaxllm.training import manifest as manifests
 from jaxllm.training.manifest import BrokenCheckpoint, Manifest
 from jaxllm.training.trees import as_dict, check_same, from_dict, join_feed, names_and_shapes
-
-_numbers = itertools.count()  # one for each agreement between processes; all of them count alike
 
 
 class Restored(NamedTuple):
@@ -46,7 +43,7 @@ def whole(folder: str | os.PathLike[str], step: int) -> Manifest:
       BrokenCheckpoint: what is wrong with it.
       ValueError: another format version.
     """
-    path, key = open_folder(folder) / str(step), f"whole/{next(_numbers)}"
+    path, key = open_folder(folder) / str(step), hosts.fresh("whole")
     broken, manifest = None, None
     try:
         manifest = manifests.read(path)

@@ -1,0 +1,1 @@
+"""Starting jobs, here and elsewhere; speaks only the command line of jaxllm."""
