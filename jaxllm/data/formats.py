@@ -45,6 +45,7 @@ class Piece:
 
     source: int
     file: File
+    size: int  # its share of the file's bytes
     start: int = 0
     stop: int | None = None
 
@@ -215,12 +216,14 @@ def cut(source: int, file: File, piece_bytes: int) -> list[Piece]:
     """A file in parts of about `piece_bytes` that can be read apart from each other; the parts depend on the file alone."""
     if file.format == "jsonl" and file.compression is None:
         starts = range(0, max(file.size, 1), piece_bytes)
-        return [Piece(source, file, start, min(start + piece_bytes, file.size)) for start in starts]
+        stops = (min(start + piece_bytes, file.size) for start in starts)
+        return [Piece(source, file, stop - start, start, stop) for start, stop in zip(starts, stops, strict=True)]
     if file.format == "parquet" or (file.format == "arrayrecord" and not remote.is_remote(file.path)):
         total = _count_parts(file)
         step = max(1, total * piece_bytes // max(file.size, 1))
-        return [Piece(source, file, start, min(start + step, total)) for start in range(0, total, step)]
-    return [Piece(source, file)]
+        share = file.size * step // max(total, 1)
+        return [Piece(source, file, share, start, min(start + step, total)) for start in range(0, total, step)]
+    return [Piece(source, file, file.size)]
 
 
 def _count_parts(file: File) -> int:

@@ -35,7 +35,7 @@ class Source:
     weight: float | None = None
 
 
-def make_sources(entries: Sequence[Mapping[str, Any] | str], key: str) -> list[Source]:
+def make_sources(entries: Sequence[Mapping[str, Any] | str], key: str, taken: Sequence[str] = ()) -> list[Source]:
     """The sources of a config list, each with a name of its own.
 
     Raises:
@@ -55,7 +55,7 @@ def make_sources(entries: Sequence[Mapping[str, Any] | str], key: str) -> list[S
             raise ValueError(f"Unknown format {said['format']!r} in {where}. Choose from: {', '.join(READERS)}.")
         if "weight" in said and not float(said["weight"]) > 0:
             raise ValueError(f"{where}.weight={said['weight']} must be more than 0. Leave the entry out instead.")
-        name = _unique(str(said.get("name") or default_name(said["path"])), [source.name for source in sources])
+        name = _unique(str(said.get("name") or default_name(said["path"])), [*taken, *(source.name for source in sources)])
         sources.append(Source(name, str(said["path"]), said.get("format"), said.get("field"), said.get("weight")))
     if len({source.weight is None for source in sources}) > 1:
         bare = next(source.name for source in sources if source.weight is None)
@@ -94,7 +94,7 @@ def list_files(source: Source) -> tuple[list[File], Counter]:
         kind = source.format or detected
         if kind is None and len(found) == 1:
             raise ValueError(f"The name of {path!r} does not tell its format. Set format to one of: {', '.join(READERS)}.")
-        if kind is None or (source.path == "builtin:stdlib" and not path.endswith(".py")):
+        if kind is None:
             left_out[os.path.splitext(path)[1] or "(no suffix)"] += 1
         elif kind == "text" and size > MAX_DOCUMENT_BYTES:
             raise ValueError(f"{path!r} would be one document of {size / 2**30:.1f} GiB. Cut it up, or give it as .jsonl.")
@@ -111,7 +111,7 @@ def _locate(path: str) -> list[tuple[str, str, int, str]]:
     if path.startswith("builtin:"):
         if path != "builtin:stdlib":
             raise ValueError(f"Unknown source {path!r}. The one built in is builtin:stdlib.")
-        return _walk(sysconfig.get_path("stdlib"))
+        return [hit for hit in _walk(sysconfig.get_path("stdlib")) if hit[0].endswith(".py")]
     if path.startswith("hub:"):
         return _walk(_from_hub(path.removeprefix("hub:")))
     if remote.is_remote(path):
