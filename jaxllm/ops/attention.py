@@ -1,4 +1,4 @@
-"""The one door to attention: a table from backend to kernel, the mesh round each of them, and the plain form that all are tested against."""
+"""The one door to attention: a table from backend to kernel, the mesh round each of them, and the plain form that tests compare with."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ __all__ = ["attention", "zigzag_order"]
 
 # backend -> (kernels in order of preference). The first that can do what is asked is taken; `xla` can do everything.
 PREFERRED = {"tpu": ("splash", "xla"), "gpu": ("cudnn", "xla"), "cpu": ("xla",)}
-BLOCK = {"tpu": 512, "gpu": 512, "cpu": 256}  # tokens in a block of the `xla` form
+BLOCK = {"tpu": 512, "gpu": 512, "cpu": 128}  # tokens in a block of the `xla` form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Asked:
     head_dim: int
     dtype: str
     same_tokens: bool  # queries and keys are the same tokens
-    ordered: bool  # within a document, the index along T orders the positions
+    ordered: bool  # they are, and within a document the index along T orders the positions: the mesh does not cut the sequence
     whole_rows: bool  # no segments were given: every row is one document without padding
 
 
@@ -57,8 +57,10 @@ def attention(
 ) -> jax.Array:
     """Scaled dot-product attention with grouped queries (arXiv 1706.03762, 2305.13245), on whatever devices there are.
 
-    A token attends to those of its own document that `kind` and `window` allow (`visibility.visible`); a token that sees nothing gets zeros.
-    Where the mesh cuts the sequence (axis `context`), tokens may be in any order, zigzag for balance.
+    A token attends to those of its own document that `kind` and `window` allow (`visibility.visible`); one that sees nothing gets 0.
+    Queries and keys are the same tokens when positions and segments are the same arrays (the same Python objects) on both sides, or left out
+    on both. Only then are fused kernels and the context axis used, and such tokens are in the order of their positions unless the mesh cuts
+    the sequence (axis `context`): there they may be in any order, zigzag for balance.
 
     Args:
       q: [B, T, N, H].
@@ -77,7 +79,7 @@ def attention(
       context: "gather" or "ring": how keys and values reach the queries where the mesh cuts the sequence.
       dropout: the share of probabilities that are dropped; needs `rng` and `rows`.
       rng: a key, the same for all rows.
-      rows: int32 [B], each row's index in the global batch; dropout depends on it, on document and position, never on the place in the batch.
+      rows: int32 [B], each row's index in the global batch; dropout depends on it, on document and position, not on the batch's split.
       block: tokens in a block of the "xla" form; None: by backend.
 
     Returns:
@@ -89,10 +91,11 @@ def attention(
     _check(q, k, kind, prefix, window, implementation, context, dropout, rng, rows)
     T, H = q.shape[1], q.shape[3]
     rule = Rule(kind, window, softcap, H**-0.5 if scale is None else scale, dropout, block or BLOCK.get(jax.default_backend(), 512))
-    same = T == k.shape[1] and kv_positions is q_positions and kv_segments is q_segments
+    same = k.shape[1] == T and kv_positions is q_positions and kv_segments is q_segments
     asked = Asked(rule, H, q.dtype.name, same, same and rules.axis_size("context") == 1, q_segments is None and kv_segments is None)
     queries, keys = _side(q, q_positions, q_segments, None), _side(k, kv_positions, kv_segments, prefix)
     if dropout:
+        assert rng is not None and rows is not None  # _check has said so to the user
         queries = queries._replace(codes=visibility.token_codes(rng, rows, queries, salt=1))
         keys = keys._replace(codes=visibility.token_codes(rng, rows, keys, salt=2))
     return KERNELS[_choose(implementation, asked)](asked, context, q, k, v, queries, keys)
@@ -109,7 +112,7 @@ def reference(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) ->
     scores = jnp.where(mask, scores, -jnp.inf)
     probs = jnp.where(mask, jax.nn.softmax(jnp.where(jnp.any(mask, -1, keepdims=True), scores, 0.0), axis=-1), 0.0)
     if rule.dropout:
-        heads = blockwise.head_indices(q.shape[2])[:, None]
+        heads = jnp.arange(q.shape[2], dtype=jnp.int32)[:, None]
         probs = jnp.where(visibility.kept(queries.codes, keys.codes, heads, rule.dropout)[:, :, 0], probs / (1 - rule.dropout), 0.0)
     return jnp.einsum("bnts,bsnh->btnh", probs, v).astype(q.dtype)
 
@@ -127,7 +130,7 @@ def _xla(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) -> jax.
     N, K = q.shape[2], k.shape[2]
     ways = rules.axis_size("context")
     cut = ways > 1 and asked.same_tokens and q.shape[1] % ways == 0
-    return _over_mesh(local, cut, q, k, v, queries, keys, jnp.asarray(blockwise.head_indices(N)))
+    return _over_mesh(local, cut, q, k, v, queries, keys, jnp.arange(N, dtype=jnp.int32))
 
 
 def _splash(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) -> jax.Array:
@@ -137,7 +140,7 @@ def _splash(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) -> j
         k, v = (_own_kv_heads(x, q.shape[2], N, K) for x in (k, v))
         return flash.splash(asked.rule, q, k, v, queries.segments)
 
-    return _over_mesh(local, False, q, k, v, queries, keys, jnp.asarray(blockwise.head_indices(N)))
+    return _over_mesh(local, False, q, k, v, queries, keys, jnp.arange(N, dtype=jnp.int32))
 
 
 def _cudnn(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) -> jax.Array:
@@ -147,7 +150,7 @@ def _cudnn(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) -> ja
         k, v = (_own_kv_heads(x, q.shape[2], N, K) for x in (k, v))
         return flash.cudnn(asked.rule, q, k, v)
 
-    return _over_mesh(local, False, q, k, v, queries, keys, jnp.asarray(blockwise.head_indices(N)))
+    return _over_mesh(local, False, q, k, v, queries, keys, jnp.arange(N, dtype=jnp.int32))
 
 
 KERNELS: dict[str, Callable[..., jax.Array]] = {"reference": reference, "xla": _xla, "splash": _splash, "cudnn": _cudnn}

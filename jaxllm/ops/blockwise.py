@@ -1,7 +1,8 @@
 """Attention in plain XLA whose memory is linear in T: blocks of queries against blocks of keys, with an online softmax.
 
-The rescaling is that of Rabe and Staats (arXiv 2112.05682) and FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2). A pair of blocks in
-which nothing is visible is skipped at run time, whatever the order of the tokens. Letters here: K kv heads, G query heads of each (N = K * G).
+The rescaling is that of Rabe and Staats (arXiv 2112.05682) and FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2). A pair of blocks
+in which nothing is visible is skipped at run time, whatever the order of the tokens.
+Letters here: K kv heads, G query heads of each (N = K * G).
 """
 
 import dataclasses
@@ -10,9 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxllm.ops import visibility
+from jaxllm.ops.products import gradient_dtype, multiply
 from jaxllm.ops.visibility import Side
 
 MASKED = -1e30  # a score that is not visible
@@ -153,42 +154,50 @@ def computed_blocks(rule: Rule, queries: Side, keys: Side) -> jax.Array:
     return jax.vmap(lambda a: jax.vmap(lambda b: any_visible(a, b))(k_blocks))(q_blocks)
 
 
-def _scores(rule: Rule, q, k, mask) -> tuple[jax.Array, jax.Array]:
-    """Scores before and after the soft-cap and mask, float32 [B, K, G, T, S]."""
-    raw = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * rule.scale
-    capped = raw if rule.softcap is None else rule.softcap * jnp.tanh(raw / rule.softcap)
-    return capped, jnp.where(mask[:, None, None], capped, MASKED)
-
-
-def _drop(rule: Rule, x, queries: Side, keys: Side, heads):
-    if not rule.dropout:
-        return x
-    return jnp.where(visibility.kept(queries.codes, keys.codes, heads, rule.dropout), x / (1 - rule.dropout), 0)
-
-
 def _extend_block(rule: Rule, running: Running, q, k, v, mask, queries, keys, heads) -> Running:
     scores = _scores(rule, q, k, mask)[1]
     maximum = jnp.maximum(running.maximum, jnp.max(scores, axis=-1))
     shrink = jnp.exp(running.maximum - maximum)
     weights = jnp.exp(scores - maximum[..., None])
     dropped = _drop(rule, weights, queries, keys, heads).astype(v.dtype)
-    more = jnp.einsum("bkgts,bksh->bkgth", dropped, v, preferred_element_type=jnp.float32)
+    more = multiply("bkrs,bksh->bkrh", _rows(dropped), v, gradient_dtype(v.dtype)).reshape(q.shape)
     return Running(maximum, running.total * shrink + jnp.sum(weights, axis=-1), running.weighted * shrink[..., None] + more)
 
 
 def _block_gradients(rule: Rule, mask, q, k, v, queries, keys, heads, d_out, log_total, delta):
     capped, scores = _scores(rule, q, k, mask)
     probs = jnp.exp(scores - log_total[..., None])
-    d_probs = jnp.einsum("bkgth,bksh->bkgts", d_out, v, preferred_element_type=jnp.float32)
+    dtype = gradient_dtype(q.dtype)
+    d_probs = multiply("bkrh,bksh->bkrs", _rows(d_out), v, dtype).reshape(probs.shape)
     d_scores = probs * (_drop(rule, d_probs, queries, keys, heads) - delta[..., None]) * rule.scale
     if rule.softcap is not None:
         d_scores *= 1 - jnp.square(capped / rule.softcap)
-    d_scores = d_scores.astype(q.dtype)
-    dropped = _drop(rule, probs, queries, keys, heads).astype(d_out.dtype)
-    dv = jnp.einsum("bkgts,bkgth->bksh", dropped, d_out, preferred_element_type=jnp.float32)
-    dq = jnp.einsum("bkgts,bksh->bkgth", d_scores, k, preferred_element_type=jnp.float32)
-    dk = jnp.einsum("bkgts,bkgth->bksh", d_scores, q, preferred_element_type=jnp.float32)
-    return dq, dk, dv
+    d_scores = _rows(d_scores.astype(q.dtype))
+    dropped = _rows(_drop(rule, probs, queries, keys, heads).astype(d_out.dtype))
+    dv = multiply("bkrs,bkrh->bksh", dropped, _rows(d_out), dtype)
+    dq = multiply("bkrs,bksh->bkrh", d_scores, k, dtype).reshape(q.shape)
+    dk = multiply("bkrs,bkrh->bksh", d_scores, _rows(q), dtype)
+    return tuple(x.astype(jnp.float32) for x in (dq, dk, dv))
+
+
+def _scores(rule: Rule, q, k, mask) -> tuple[jax.Array, jax.Array]:
+    """Scores before and after the mask, float32 [B, K, G, T, S]."""
+    B, K, G, T, _ = q.shape
+    scores = multiply("bkrh,bksh->bkrs", _rows(q), k).reshape(B, K, G, T, -1) * rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * jnp.tanh(scores / rule.softcap)
+    return scores, jnp.where(mask[:, None, None], scores, MASKED)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[B, K, G, T, ...] -> [B, K, G * T, ...]: the query heads of a kv head as more rows of one product, so k and v are not repeated."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _drop(rule: Rule, x, queries: Side, keys: Side, heads):
+    if not rule.dropout:
+        return x
+    return jnp.where(visibility.kept(queries.codes, keys.codes, heads, rule.dropout), x / (1 - rule.dropout), 0)
 
 
 def _num_blocks(length: int, rule: Rule) -> int:
@@ -226,8 +235,3 @@ def ungroup(out: jax.Array) -> jax.Array:
     """[B, K, G, T, H] -> [B, T, N, H]."""
     B, K, G, T, H = out.shape
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
-
-
-def head_indices(num_heads: int) -> np.ndarray:
-    """int32 [N]."""
-    return np.arange(num_heads, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Fused attention kernels of others, called on local blocks: splash attention (Pallas) on TPU and cuDNN on GPU, each with what it refuses."""
+"""Fused attention kernels of others, on local blocks: splash attention (Pallas) on TPU, cuDNN on GPU, and what each of them refuses."""
 
 import functools
 from typing import TYPE_CHECKING
@@ -21,12 +21,12 @@ LANES = 128  # a splash block is a multiple of it
 def splash_refuses(asked: "Asked") -> str | None:
     """Why splash attention cannot do this, or None.
 
-    Its masks are static and by index, its segments by value: it needs queries and keys that are the same tokens, in the order of their positions.
+    Its masks are static and by index, its segments by value: it needs queries and keys that are the same tokens, in position order.
     """
     if not asked.same_tokens:
         return "queries and keys are not the same tokens"
-    if not asked.ordered and (asked.rule.kind != "bidirectional" or asked.rule.window is not None):
-        return "the sequence is cut over `context`, where its order may be permuted"
+    if not asked.ordered:
+        return "the mesh cuts the sequence over `context`, where its order may be permuted"
     if asked.rule.kind == "prefix":
         return "its masks are static and a prefix is data"
     return "it drops no probabilities" if asked.rule.dropout else None

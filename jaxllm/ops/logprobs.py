@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxllm.ops.products import gradient_dtype
 from jaxllm.parallel import rules
 
 CHUNK_BYTES = {"tpu": 1 << 29, "gpu": 1 << 29, "cpu": 1 << 26}  # what one chunk of float32 logits may take on one device
@@ -65,7 +66,7 @@ def token_log_probs(
       dtype: of the operands of the products (None: hidden's); they accumulate in float32.
 
     Returns:
-      `LogProbs`. Gradients come in the dtypes of hidden, kernel and bias; those towards a kernel or bias that is not differentiated cost nothing.
+      `LogProbs`. Gradients have the dtypes of hidden, kernel and bias; one towards a kernel or bias that nobody differentiates costs nothing.
 
     Raises:
       ValueError: shapes that do not belong together.
@@ -127,9 +128,9 @@ def _backward(head, saved, cotangents):
     head = dataclasses.replace(head, axes=(*rows, embed))
     kernel_out = () if wanted[0] is None else ("vocab", embed) if head.transposed else (embed, "vocab")
     bias_out = () if wanted[1] is None else ("vocab",)
-    local = functools.partial(_local_backward, head, tuple(w is not None for w in wanted))
+    backward = functools.partial(_local_backward, head, tuple(w is not None for w in wanted))
     in_axes = (*_in_axes(head, bias), rows, rows, rows)
-    local = rules.shard_map(local, in_axes, ((*rows, None), kernel_out, bias_out), TABLE)
+    local = rules.shard_map(backward, in_axes, ((*rows, None), kernel_out, bias_out), TABLE)
     d_hidden, d_kernel, d_bias = local(hidden, kernel, bias, targets, log_z, d_log_probs, d_log_z)
     return d_hidden.astype(hidden.dtype), d_kernel, d_bias, None
 
@@ -171,7 +172,7 @@ def _local_forward(head: _Head, hidden, kernel, bias, targets):
     return tuple(x.reshape(shape) for x in (at_target - log_z, log_z, correct))
 
 
-def _local_backward(head: _Head, wanted: tuple[bool, bool], hidden, kernel, bias, targets, log_z, d_log_probs, d_log_z):
+def _local_backward(head: _Head, wanted: tuple[bool, ...], hidden, kernel, bias, targets, log_z, d_log_probs, d_log_z):
     """Gradients of one device's rows, over its part of the vocabulary, summed over whoever shares them."""
     tokens, first = targets.size, _first_column(head, kernel)
     product = _Product(head, kernel, bias, first)
@@ -201,24 +202,20 @@ def _local_backward(head: _Head, wanted: tuple[bool, bool], hidden, kernel, bias
 
 
 class _Product:
-    """The products of one device with its part of the kernel; operands in the compute dtype, sums in float32.
-
-    XLA:CPU is the exception: it multiplies bfloat16 fast only into bfloat16, so the two gradients of a chunk are rounded there once, after
-    their float32 sum, and the logits, which must not be, come from float32 operands.
-    """
+    """The products of one device with its part of the kernel; operands in the compute dtype, sums in float32 (on CPU see `products`)."""
 
     def __init__(self, head: _Head, kernel: jax.Array, bias: jax.Array | None, first: jax.Array | int):
-        rounded = jax.default_backend() == "cpu" and head.dtype != "float32"
         self.head, self.bias, self.first = head, bias, first
-        self.out_dtype = head.dtype if rounded else "float32"
+        self.out_dtype = gradient_dtype(head.dtype)
         self.kernel = kernel.astype(head.dtype)
-        self.logits_kernel = kernel.astype("float32") if rounded else self.kernel
+        # Where bfloat16 into float32 is no faster than float32 (CPU), the logits are multiplied in float32.
+        self.logits_kernel = self.kernel if self.out_dtype == jnp.float32 else self.kernel.astype(jnp.float32)
         self.width, self.vocab = (0, 1)[:: -1 if head.transposed else 1]  # dims of D and V in the kernel
 
     def logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """hidden [C, D] -> logits float32 [C, V] and their slope by the uncapped ones (None: 1)."""
         hidden = hidden.astype(self.head.dtype).astype(self.logits_kernel.dtype)
-        logits = _dot(hidden, self.logits_kernel, 1, self.width, "float32")
+        logits = _dot(hidden, self.logits_kernel, 1, self.width, jnp.dtype("float32"))
         if self.bias is not None:
             logits += self.bias.astype(jnp.float32)
         slope = None
@@ -239,8 +236,8 @@ class _Product:
         return _dot(*(pair[::-1] if self.head.transposed else pair), 0, 0, self.out_dtype).astype(jnp.float32)
 
 
-def _dot(a: jax.Array, b: jax.Array, a_dim: int, b_dim: int, out_dtype: str) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((a_dim,), (b_dim,)), ((), ())), preferred_element_type=jnp.dtype(out_dtype))
+def _dot(a: jax.Array, b: jax.Array, a_dim: int, b_dim: int, out_dtype: jnp.dtype) -> jax.Array:
+    return jax.lax.dot_general(a, b, (((a_dim,), (b_dim,)), ((), ())), preferred_element_type=out_dtype)
 
 
 def _first_column(head: _Head, kernel: jax.Array) -> jax.Array | int:

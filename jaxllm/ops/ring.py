@@ -1,12 +1,13 @@
 """Attention over a sequence that is cut along one mesh axis: keys and values pass round a ring, or are gathered first.
 
 Both run inside a manual region (`rules.shard_map`) on local blocks. Ring attention is arXiv 2310.01889; with the zigzag order of Llama 3
-(arXiv 2407.21783, section 3.3.2) each device holds chunks i and 2c-1-i of the sequence, so that causal masks leave every device the same work.
-Those blocks in which nothing is visible are skipped (`blockwise`).
+(arXiv 2407.21783, section 3.3.2) each of c devices holds chunks i and 2c-1-i of the sequence, so that a causal mask leaves all of them the
+same work: blocks in which nothing is visible are skipped (`blockwise`).
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +69,10 @@ def _ring_forward(axis, rule, q, k, v, queries, keys, heads):
     def visit(carry, _):
         running, guests = carry
         following = _pass_on(axis, guests)  # independent of the work below: sent while it runs
-        return (blockwise.extend(local, running, q, *guests[:2], queries, guests[2], heads), following), None
+        return (blockwise.extend(local, running, q, guests[0], guests[1], queries, guests[2], heads), following), None
 
     (running, last), _ = jax.lax.scan(visit, (blockwise.start(q), (k, v, keys)), length=jax.lax.axis_size(axis) - 1)
-    running = blockwise.extend(local, running, q, *last[:2], queries, last[2], heads)
+    running = blockwise.extend(local, running, q, last[0], last[1], queries, last[2], heads)
     out, log_total = blockwise.finish(running, q.dtype)
     return out, (q, k, v, queries, keys, heads, out, log_total)
 
@@ -84,7 +85,7 @@ def _ring_backward(axis, rule, saved, d_out):
     def visit(carry, _):
         dq, guests, d_guests = carry
         following = _pass_on(axis, guests)
-        more = blockwise.gradients(local, q, *guests[:2], queries, guests[2], heads, d_out, log_total, delta)
+        more = blockwise.gradients(local, q, guests[0], guests[1], queries, guests[2], heads, d_out, log_total, delta)
         d_guests = _pass_on(axis, (d_guests[0] + more[1], d_guests[1] + more[2]))  # they travel with their keys and end at home
         return (dq + more[0], following, d_guests), None
 
@@ -102,4 +103,4 @@ def _pass_on(axis: str, tree):
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axis, [(i, (i + 1) % size) for i in range(size)]), tree)
 
 
-FORMS = {"gather": gathered, "ring": ring}
+FORMS: dict[str, Callable[..., jax.Array]] = {"gather": gathered, "ring": ring}

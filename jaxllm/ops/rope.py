@@ -27,7 +27,7 @@ def rope_frequencies(
       scaling: None, or a mapping with the names of Hugging Face's `rope_scaling`: `rope_type` (or `type`) names a row of `SCALINGS`,
         the other entries are that scaling's own.
       partial: the share of the head that is rotated, from its first dim on (0.25 in GPT-NeoX).
-      sequence_length: the length that dynamic NTK scales for, all other scalings ignore it. It is one number for a whole run, because cached
+      sequence_length: the length that dynamic NTK scales for, other scalings ignore it. It is one number for a whole run, because cached
         keys are already rotated; None means no longer than the original length, where dynamic NTK changes nothing.
 
     Returns:

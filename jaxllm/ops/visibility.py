@@ -52,7 +52,7 @@ def token_codes(rng: jax.Array, rows: jax.Array, side_tokens: Side, salt: int) -
     return _mix(code ^ _mix(side_tokens.positions.astype(jnp.uint32) + jnp.uint32(0x9E3779B9)))
 
 
-def kept(query_codes: jax.Array, key_codes: jax.Array, heads: jax.Array, rate: float) -> jax.Array:
+def kept(query_codes: jax.Array | None, key_codes: jax.Array | None, heads: jax.Array, rate: float) -> jax.Array:
     """Which probabilities survive dropout.
 
     Args:
@@ -64,6 +64,7 @@ def kept(query_codes: jax.Array, key_codes: jax.Array, heads: jax.Array, rate: f
     Returns:
       bool [B, K, G, T, S].
     """
+    assert query_codes is not None and key_codes is not None, "dropout needs the codes of both sides"
     by_head = _mix(key_codes[:, None, None, :] + _mix(heads.astype(jnp.uint32))[None, :, :, None])
     bits = _mix(query_codes[:, None, None, :, None] ^ by_head[:, :, :, None, :])
     return bits >= jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
