@@ -1,6 +1,6 @@
 """A byte-level model of the standard library's source: a minute on a laptop; start here.
 
-    jaxllm pretrain --config configs/pretrain/tiny_bytes.py --workdir runs/tiny
+jaxllm pretrain --config configs/pretrain/tiny_bytes.py --workdir runs/tiny
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "model": {"preset": "tiny"},
             "data": {"train": [{"path": "builtin:stdlib"}], "tokenizer": {"kind": "bytes"}},
             "optimizer": {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.1},
-            "schedule": {"name": "cosine", "warmup_steps": 20},
+            "schedule": {"name": "cosine", "warmup": 2 if tiny else 20},
             "checkpoint": {"every": 100},
             "eval": {"every": 100, "batches": 8},
         }

@@ -12,24 +12,24 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxllm.stages.keys import SAMPLE, SHARED, Key
+from jaxllm.models.config import ModelConfig
+from jaxllm.stages.keys import ALIASES, SAMPLE, SHARED, Key
 
 KEYS = SHARED | SAMPLE
+WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", list: "a list", dict: "a table"}
 
 
-def model_fields() -> dict[str, Any]:
-    """The ModelConfig fields that may stand beside `model.preset`, with their defaults."""
-    from jaxllm.models.config import ModelConfig
-
-    return {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+def model_fields() -> list[str]:
+    """The ModelConfig fields that may stand beside `model.preset`."""
+    return [f"model.{f.name}" for f in dataclasses.fields(ModelConfig)]
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
     """The end of an error sentence: the nearest choice if one is near, else the choices."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    if not close:  # a key of another section: optimizer.lr, or learning_rate at the top
-        tails = [c for c in choices if c.split(".")[-1] == word.split(".")[-1]]
-        close = tails[:1] or difflib.get_close_matches(word.split(".")[-1], [c.split(".")[-1] for c in choices], n=1, cutoff=0.6)
+    tail = word.split(".")[-1]
+    known = [ALIASES[tail]] if ALIASES.get(tail) in choices else []
+    same = [c for c in choices if c.split(".")[-1] == tail]  # the right key in the wrong section
+    close = known or same or difflib.get_close_matches(word, choices, n=1, cutoff=0.75)
     if close:
         return f"Did you mean {close[0]!r}?"
     return f"Choose from: {', '.join(choices)}."
@@ -60,13 +60,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         dotted = f"{prefix}{name}"
-        whole = dotted in KEYS or not isinstance(value, Mapping) or dotted in {f"model.{f}" for f in _model_names(dotted)}
+        whole = dotted in KEYS or dotted in model_fields() or not isinstance(value, Mapping)
         flat.update({dotted: value} if whole else flatten(value, dotted + "."))
     return flat
-
-
-def _model_names(dotted: str) -> list[str]:
-    return list(model_fields()) if dotted.startswith("model.") else []
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -90,7 +86,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-def _literal(text: str) -> Any:
+def _literal(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -117,7 +115,7 @@ def convert(key: str, value: Any, spec: Key) -> Any:
     if spec.kind is list and isinstance(value, tuple):
         value = list(value)
     if not isinstance(value, spec.kind) or (spec.kind is int and isinstance(value, bool)):
-        raise ValueError(f"{key}={value!r} is not a {spec.kind.__name__}. {spec.help[0].upper()}{spec.help[1:]}.")
+        raise ValueError(f"{key}={value!r} is not {WORDS[spec.kind]}. {spec.help[0].upper()}{spec.help[1:]}.")
     return value
 
 
@@ -131,18 +129,36 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
       ValueError: an unknown key (the nearest is named) or a value of the wrong kind.
     """
     flat = {key: spec.default for key, spec in KEYS.items()}
-    given = {**flatten(settings), **(overrides or {})}
-    fields = {f"model.{name}": default for name, default in model_fields().items()} if any(k.startswith("model.") for k in given) else {}
-    for key, value in given.items():
-        if key in KEYS:
-            flat[key] = convert(key, value, KEYS[key])
-        elif key in fields:
-            flat[key] = _literal(value) if isinstance(value, str) else value
+    given: dict[str, Any] = {}
+    for key, value in [*flatten(settings).items(), *(overrides or {}).items()]:
+        section, _, inner = key.rpartition(".")
+        if section in KEYS and KEYS[section].kind is dict:  # data.tokenizer.kind: one entry of a key that is a table
+            given[section] = {**given.get(section, KEYS[section].default), inner: _literal(value)}
+        elif key in KEYS:
+            given[key] = convert(key, value, KEYS[key])
+        elif key in model_fields():
+            given[key] = _literal(value)
         else:
-            raise ValueError(f"Unknown config key {key!r}. {nearest(key, [*KEYS, *fields])}")
+            raise ValueError(f"Unknown config key {key!r}. {nearest(key, [*KEYS, *model_fields()])}")
+    if given.get("depth") is not None:
+        flat.update(_from_depth(given["depth"], {**flat, **given}))
+    flat.update(given)
     for name in ("data.train", "data.eval"):
         flat[name] = [{"path": entry} if isinstance(entry, str) else dict(entry) for entry in flat[name]]
     return nest(flat).lock()
+
+
+def _from_depth(num_layers: int, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What the one dial sets, to stand under what was given."""
+    from jaxllm.models.presets import depth
+
+    tokenizer = flat["data.tokenizer"]
+    vocab_size = flat.get("model.vocab_size") or tokenizer.get("vocab_size") or (320 if tokenizer.get("kind") == "bytes" else None)
+    if vocab_size is None:
+        raise ValueError("depth needs the size of the vocabulary. Set model.vocab_size, or data.tokenizer.vocab_size.")
+    dial = depth(num_layers, vocab_size=vocab_size, sequence_length=flat["sequence_length"])
+    shape = {f"model.{f.name}": getattr(dial.config, f.name) for f in dataclasses.fields(dial.config)}
+    return shape | {"batch_size": dial.batch_size, "steps": dial.steps, "optimizer.learning_rate": dial.learning_rate}
 
 
 def nest(flat: Mapping[str, Any]) -> ConfigDict:
@@ -171,7 +187,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ and which a resumed run must not change."""
     before, after = flatten(old), flatten(new)
     return [
-        key
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not (key in KEYS and KEYS[key].resume)
+        key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key) and not (key in KEYS and KEYS[key].resume)
     ]

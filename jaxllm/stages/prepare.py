@@ -203,7 +203,8 @@ def _fill(plan: Plan, spec: Mapping[str, Any], work: Path, folder: Path, data: M
     if bad := bad_records(plan, scattered):
         write_file(work / BAD_FILE, "".join(json.dumps(record) + "\n" for record in bad).encode())
         first = f"{bad[0]['file']}:{bad[0]['line']}: {bad[0]['problem']}"
-        say(f"{len(bad):,} bad records are listed in {folder / BAD_FILE}; the first: {first}.")
+        total = sum(n for seen in index["counts"].values() for reason, n in seen.items() if reason.startswith("bad: "))
+        say(f"{total:,} bad records ({len(bad):,} of them in {folder / BAD_FILE}); the first: {first}.")
     index["tokenizer"]["files"] = sorted(path.name for path in (work / "tokenizer").iterdir())
     write_file(work / INDEX_FILE, (json.dumps(index, indent=1) + "\n").encode())
 

@@ -58,7 +58,7 @@ def abstract(
     Args:
       init_params: draws the parameters; only traced here.
       optimizer: makes the optimizer's state from the parameters.
-      mesh: the mesh.
+      mesh: the mesh; an abstract one will do.
       axes: the tree of the parameters with tuples of logical axis names as leaves.
       ema: whether to keep a moving average of the parameters.
       guard: how many updates spike skipping remembers; None: it is off.
@@ -66,7 +66,7 @@ def abstract(
     Raises:
       ValueError: a dim of a parameter does not divide by its mesh axis.
     """
-    with jax.set_mesh(mesh):
+    with rules.under(mesh):
         shapes = jax.eval_shape(lambda: _build(init_params(), optimizer, ema, guard))
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, state_shardings(shapes, mesh, axes)

@@ -1,0 +1,1 @@
+"""Speed and memory beside the peers: one file per workload, run in turn with theirs."""

@@ -1,0 +1,37 @@
+"""A small code model of the Python standard library's source, with its own sentencepiece tokenizer: what `make demo` trains.
+
+jaxllm pretrain --config configs/pretrain/stdlib_code.py --workdir runs/stdlib
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`:tiny` is the same in a few steps, for tests."""
+    tiny = arg == "tiny"
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 6 if tiny else 300,
+            "batch_size": 16,
+            "sequence_length": 64 if tiny else 256,
+            "model": {
+                "vocab_size": 4096,
+                "num_layers": 2 if tiny else 4,
+                "width": 64 if tiny else 256,
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "mlp_width": 128 if tiny else 704,
+                "tied_embeddings": True,
+            },
+            "data": {
+                "train": [{"path": "builtin:stdlib"}],
+                "tokenizer": {"kind": "sentencepiece", "model_type": "bpe", "vocab_size": 4096},
+                "filters": ["codex"],
+            },
+            "optimizer": {"name": "adamw", "learning_rate": 3e-3, "b2": 0.95},
+            "schedule": {"name": "cosine", "warmup": 3 if tiny else 30},
+            "checkpoint": {"every": 100},
+            "eval": {"every": 50, "batches": 16},
+        }
+    )

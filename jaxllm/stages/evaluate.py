@@ -1,0 +1,55 @@
+"""Evaluation: a trained model -> held-out loss, perplexity and bits per byte, by source."""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+
+import jax
+
+from jaxllm.evaluation.perplexity import perplexity
+from jaxllm.parallel import hosts
+from jaxllm.parallel.mesh import make_mesh
+from jaxllm.stages import setup, workdir
+from jaxllm.stages.config import parse_overrides, resolve
+from jaxllm.stages.init_from import open_model
+from jaxllm.stages.pretrain import eval_sums
+
+COLUMNS = ("loss", "perplexity", "bits_per_byte", "accuracy", "tokens")
+
+
+def main(args: Namespace, overrides: Sequence[str]) -> int:
+    """`jaxllm evaluate --workdir D [--step N]`; prints a table, and a JSON line per set on standard output."""
+    config = resolve(workdir.read(args.workdir)["config"], parse_overrides(overrides))
+    setup.backend_flags(config, trains=False)
+    hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
+    setup.keep_compiled_programs()
+    mesh = make_mesh(setup.mesh_sizes(config))
+    prepared = setup.data(config)
+    _, model, params, step = open_model(args.workdir, mesh, args.step)
+    sums = eval_sums(config, model, prepared.tokenizer.token_bytes())
+    scores = {}
+    with jax.set_mesh(mesh):
+        for name, stream in prepared.streams("eval").items():
+            scores[name] = perplexity(sums, params, setup.eval_batches(config, mesh, stream))
+            if hosts.is_first():
+                print(json.dumps({"step": step, "name": name, **scores[name]}), flush=True)
+    show(scores, f"{args.workdir}, step {step}")
+    hosts.finish()
+    return 0
+
+
+def show(scores: dict[str, dict[str, float]], title: str) -> None:
+    """A table of scores on standard error."""
+    if not hosts.is_first():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("set")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for name, row in scores.items():
+        cells = [f"{row[c]:,.0f}" if c == "tokens" else f"{row[c]:.4f}" if c in row else "-" for c in COLUMNS]
+        table.add_row(name, *cells)
+    Console(stderr=True).print(table)

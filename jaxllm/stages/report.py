@@ -1,0 +1,143 @@
+"""Work directories into one page: curves, tables, samples, and where the time went."""
+
+import html
+import io
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+td, th { border-bottom: 1px solid var(--line); padding: .25rem .75rem; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+pre { background: #8881; padding: .75rem; overflow-x: auto; white-space: pre-wrap; }
+.prompt { opacity: .6; } figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+"""
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; none where there is no file, and a half-written last line (a killed run) is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
+    """An HTML table; numbers are shown with four significant digits."""
+
+    def cell(value: Any, tag: str = "td") -> str:
+        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        return f"<{tag}>{html.escape(shown)}</{tag}>"
+
+    lines = ["".join(cell(h, "th") for h in head), *("".join(cell(c) for c in row) for row in rows)]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, guides: Mapping[str, float] | None = None, log: bool = False
+) -> str:
+    """One picture (SVG) of several curves over steps, with horizontal guide lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, (steps, values) in series.items():
+        axes.plot(steps, values, marker="." if len(steps) < 40 else None, label=name, linewidth=1.4)
+    for name, value in (guides or {}).items():
+        axes.axhline(value, linestyle="--", linewidth=1, color="grey", label=name)
+    axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
+    axes.grid(alpha=0.3)
+    if len(series) + len(guides or {}) > 1:
+        axes.legend(frameon=False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+
+def points(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """The steps and values of the records that have a number under this key."""
+    found = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
+    return [s for s, _ in found], [v for _, v in found]
+
+
+def eval_points(evals: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Set name -> (steps, values) of one metric of evals.jsonl."""
+    names = sorted({r["name"] for r in evals if isinstance(r.get(key), int | float)})
+    return {name: points([r for r in evals if r["name"] == name], key) for name in names}
+
+
+def goodput_rows(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, str]]:
+    """Seconds and share of each kind of work in goodput.jsonl."""
+    seconds: dict[str, float] = {}
+    for record in ledger:
+        seconds[record["kind"]] = seconds.get(record["kind"], 0.0) + float(record.get("seconds", 0.0))
+    total = sum(seconds.values()) or 1.0
+    return [(kind, value, f"{value / total:.1%}") for kind, value in sorted(seconds.items(), key=lambda kv: -kv[1]) if value]
+
+
+def section(workdir: Path) -> str:
+    """One run: what it was, its curves, its scores, its samples, its time."""
+    config = json.loads((workdir / "config.json").read_text()) if (workdir / "config.json").is_file() else {}
+    metrics, evals = read_jsonl(workdir / "metrics.jsonl"), read_jsonl(workdir / "evals.jsonl")
+    guides = config.get("baselines", {})
+    parts = [f"<h2>{html.escape(workdir.name)}</h2>"]
+    if metrics:
+        loss = {"train": points(metrics, "loss"), **eval_points(evals, "loss")}
+        unigram = {"unigram baseline": guides["unigram_loss"]} if "unigram_loss" in guides else {}
+        parts += ["<h3>Loss (nats per token)</h3>", curves(loss, "loss", unigram)]
+        bits = eval_points(evals, "bits_per_byte")
+        if bits:
+            unigram = {"unigram baseline": guides["unigram_bits_per_byte"]} if "unigram_bits_per_byte" in guides else {}
+            parts += ["<h3>Bits per byte</h3>", curves(bits, "bits per byte", unigram)]
+        for key, label in (("learning_rate", "learning rate"), ("grad_norm", "gradient norm"), ("tokens_per_second", "tokens per second")):
+            if points(metrics, key)[0]:
+                parts += [f"<h3>{label.capitalize()}</h3>", curves({label: points(metrics, key)}, label)]
+    if evals:
+        last = {r["name"]: r for r in evals}
+        keys = [k for k in ("step", "loss", "perplexity", "bits_per_byte", "tokens") if any(k in r for r in last.values())]
+        parts += ["<h3>Evaluation</h3>", table([[name, *(r.get(k, "") for k in keys)] for name, r in last.items()], ["set", *keys])]
+    samples = read_jsonl(workdir / "samples.jsonl")
+    if samples:
+        blocks = [f'<pre><span class="prompt">{html.escape(r["prompt"])}</span>{html.escape(r["text"])}</pre>' for r in samples[-6:]]
+        parts += ["<h3>Samples</h3>", *blocks]
+    ledger = goodput_rows(read_jsonl(workdir / "goodput.jsonl"))
+    if ledger:
+        parts += ["<h3>Where the time went</h3>", table(ledger, ["", "seconds", "share"])]
+    if config:
+        shown = json.dumps(config, indent=2, ensure_ascii=False)
+        parts += [f"<details><summary>Config, versions and history</summary><pre>{html.escape(shown)}</pre></details>"]
+    return "\n".join(parts)
+
+
+def write_report(workdirs: Sequence[Path], output: Path) -> Path:
+    """Writes one self-contained HTML page for these work directories.
+
+    Raises:
+      ValueError: a directory that holds no run.
+    """
+    for workdir in workdirs:
+        if not (workdir / "config.json").is_file() and not (workdir / "metrics.jsonl").is_file():
+            raise ValueError(f"{workdir} is not a work directory: it has no config.json. Give the --workdir of a run.")
+    body = "\n<hr>\n".join(section(workdir) for workdir in workdirs)
+    title = html.escape(", ".join(w.name for w in workdirs))
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>jaxllm report</h1>{body}</html>'
+    output.write_text(page, encoding="utf-8")
+    return output
+
+
+def main(args: Namespace, overrides: Sequence[str]) -> int:
+    """`jaxllm report WORKDIR...`"""
+    if overrides:
+        raise ValueError(f"jaxllm report takes no {overrides[0]!r}. See `jaxllm report --help`.")
+    workdirs = [Path(w) for w in args.workdirs]
+    print(write_report(workdirs, Path(args.output) if args.output else workdirs[0] / "report.html"))
+    return 0

@@ -1,0 +1,105 @@
+"""A work directory's config.json: what ran, with which versions, on what; and what a resumed run may not change."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxllm import __version__
+from jaxllm.stages.config import as_dict, differences, flatten
+from jaxllm.training.schedules import DEPENDS_ON_STEPS
+
+NAME = "config.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def facts() -> dict[str, Any]:
+    """When, with what, and on what this process runs."""
+    devices = jax.devices()
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {"jaxllm": __version__, "python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "flags": {name: os.environ[name] for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if os.environ.get(name)},
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+        "num_processes": jax.process_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of a checkout (with + where files were changed since), or None for an installed package."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return (head.stdout.strip() + "+" * bool(changed.stdout.strip())) if head.returncode == 0 else None
+
+
+def read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record of a work directory.
+
+    Raises:
+      ValueError: there is none.
+    """
+    path = epath.Path(workdir) / NAME
+    if not path.exists():
+        raise ValueError(f"{workdir} is not a work directory: it has no {NAME}. Give the --workdir of a run.")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise ValueError(f"{path} is broken. Bring it back from a copy, or choose another --workdir.") from None
+
+
+def enter(stage: str, config: ConfigDict, workdir: str | os.PathLike[str]) -> list[str]:
+    """Checks that this config may go on in this work directory; writes nothing.
+
+    Returns:
+      Sentences to show the user: what differs and is allowed to, and matters.
+
+    Raises:
+      ValueError: another stage, or a key that a resumed run must not change; old and new values are shown.
+    """
+    if not (epath.Path(workdir) / NAME).exists():
+        return []
+    record = read(workdir)
+    if record["stage"] != stage:
+        raise ValueError(f"{workdir} holds a {record['stage']} run. Choose another --workdir for {stage}.")
+    old, new = record["config"], as_dict(config)
+    changed = differences(old, new)
+    if changed:
+        before, after = flatten(old), flatten(new)
+        shown = "; ".join(f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed[:5])
+        raise ValueError(f"{workdir} is the run of another config: {shown}. Set these back, or choose another --workdir.")
+    said = []
+    if old["steps"] != new["steps"] and new["schedule"]["name"] in DEPENDS_ON_STEPS:
+        name = new["schedule"]["name"]
+        said.append(f"steps was {old['steps']}, is {new['steps']}: the {name} schedule depends on it, so the learning rate jumps here.")
+    return said
+
+
+def record(stage: str, config: ConfigDict, workdir: str | os.PathLike[str], extra: Mapping[str, Any]) -> None:
+    """Writes config.json, and adds this start to its history."""
+    path = epath.Path(workdir) / NAME
+    history = read(workdir).get("history", []) if path.exists() else []
+    body = {"stage": stage, "config": as_dict(config), **extra, "history": [*history, facts()]}
+    text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+    if "://" in os.fspath(path):
+        path.write_text(text)
+        return
+    partial = Path(f"{os.fspath(path)}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, os.fspath(path))
