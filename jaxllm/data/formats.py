@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -70,6 +71,36 @@ def detect(path: str) -> tuple[str | None, str | None]:
     return ("text" if suffix in TEXT_SUFFIXES else None), compression
 
 
+class _ZstdStream(io.RawIOBase):
+    """The text of all frames of a .zst, one after the other; unlike the library's own reader it notices that the last one breaks off."""
+
+    def __init__(self, raw: Any, new_frame: Callable[[], Any]):
+        self._raw, self._new_frame = raw, new_frame
+        self._frame: Any = None
+        self._packed, self._text = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._text:
+            self._packed = self._packed or self._raw.read(256 * 1024)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the file ends within a frame")
+                return 0
+            self._frame = self._frame or self._new_frame()
+            try:
+                self._text, self._packed = self._frame.decompress(self._packed), b""
+            except Exception as error:  # ZstdError, of a package that may not be there
+                raise EOFError(str(error)) from None
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        data, self._text = self._text[: len(buffer)], self._text[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def open_file(file: File) -> Any:
     """The bytes of a file, decompressed."""
     raw: Any = remote.open_binary(file.path)
@@ -80,7 +111,7 @@ def open_file(file: File) -> Any:
             import zstandard
         except ImportError:
             raise ValueError(f"{file.path} needs zstandard. Run: pip install 'jaxllm[data]'") from None
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+        return io.BufferedReader(_ZstdStream(raw, zstandard.ZstdDecompressor().decompressobj))
     return raw
 
 
@@ -208,7 +239,7 @@ def read_piece(piece: Piece, field: str | None) -> Iterator[Record]:
         for record in READERS[piece.file.format](piece, field):
             line = record.line
             yield record
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield Record(line + 1, None, f"broken compression: {error}")
 
 

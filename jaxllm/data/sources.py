@@ -59,15 +59,14 @@ def make_sources(entries: Sequence[Mapping[str, Any] | str], key: str, taken: Se
         sources.append(Source(name, str(said["path"]), said.get("format"), said.get("field"), said.get("weight")))
     if len({source.weight is None for source in sources}) > 1:
         bare = next(source.name for source in sources if source.weight is None)
-        raise ValueError(
-            f"Some entries of {key} have a weight and {bare!r} has none. Give every entry a weight, or none (then they go by size)."
-        )
+        raise ValueError(f"Some entries of {key} have a weight and {bare!r} has none. Give a weight to all, or to none (by size).")
     return sources
 
 
 def default_name(path: str) -> str:
     """A short name for a path: its last part without suffixes."""
-    last = path.rstrip("/*").replace("builtin:", "").replace("hub:", "").split("/")[-1].split("@")[0]
+    parts = path.replace("builtin:", "").replace("hub:", "").split("/")
+    last = next((part.split("@")[0] for part in reversed(parts) if part and not any(sign in part for sign in "*?[")), "")
     cleaned = "".join(c if c.isalnum() or c in "_-" else "_" for c in last.split(".")[0])
     return cleaned.strip("_") or "source"
 

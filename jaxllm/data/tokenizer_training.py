@@ -8,7 +8,7 @@ from jaxllm.data.tokenizers import SPACE, SentencePieceTokenizer
 
 MODEL_TYPES = ("bpe", "unigram")
 MAX_LINE = 2000  # characters; sentencepiece drops longer "sentences", so we cut them
-MAX_COVERAGE = 0.9999
+COVERAGE = 0.9999
 
 # Python's indentation, other languages' tabs, blank lines, and a new line with its indentation.
 WHITESPACE_RUNS = (
@@ -19,18 +19,24 @@ WHITESPACE_RUNS = (
 )
 
 
-def _lines(texts: Iterable[str]) -> Iterator[str]:
+def _rare(characters: Counter, coverage: float, room: int) -> list[str]:
+    """The characters that get no piece of their own: beyond the share `coverage` of the text, or beyond the `room` most frequent ones."""
+    wanted = coverage * sum(characters.values())
+    covered, kept = 0, 0
+    ordered = characters.most_common()
+    while kept < min(room, len(ordered)) and covered < wanted:
+        covered += ordered[kept][1]
+        kept += 1
+    return [character for character, _ in ordered[kept:]]
+
+
+def _lines(texts: Iterable[str], rare: Sequence[str]) -> Iterator[str]:
+    """The texts in lines that are short enough; they end at a rare character too, which then never enters the vocabulary."""
+    ends = str.maketrans(dict.fromkeys(rare, "\n"))
     for text in texts:
-        for line in text.split("\n"):
+        for line in text.translate(ends).split("\n"):
             for start in range(0, len(line), MAX_LINE):
                 yield line[start : start + MAX_LINE]
-
-
-def _coverage(characters: Counter, room: int) -> float:
-    """The share of the text that the `room` most frequent characters cover: the others are spelled in bytes."""
-    total = sum(characters.values())
-    kept = sum(count for _, count in characters.most_common(max(room, 1)))
-    return max(min(MAX_COVERAGE, kept / max(total, 1)), 1e-3)
 
 
 def train_sentencepiece(
@@ -39,7 +45,7 @@ def train_sentencepiece(
     vocab_size: int,
     model_type: str = "bpe",
     user_symbols: Sequence[str] = (),
-    character_coverage: float | None = None,
+    character_coverage: float = COVERAGE,
 ) -> SentencePieceTokenizer:
     """Trains on these texts; the same texts and arguments give the same model.
 
@@ -51,7 +57,8 @@ def train_sentencepiece(
       vocab_size: the number of ids, all of the above included.
       model_type: "bpe" (Sennrich et al. 2016) or "unigram" (Kudo 2018).
       user_symbols: strings that are always one token.
-      character_coverage: share of the characters that get a piece of their own; None: at most 0.9999 and at most half of the vocabulary.
+      character_coverage: share of the text whose characters get a piece of their own (at most half of the vocabulary); others become
+        bytes.
 
     Raises:
       ValueError: an unknown type, an empty sample, or a vocabulary size that the sample or the fixed tokens do not allow.
@@ -74,11 +81,11 @@ def train_sentencepiece(
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=_lines(texts, _rare(characters, character_coverage, (vocab_size - fixed) // 2)),
             model_writer=written,
             vocab_size=vocab_size,
             model_type=model_type,
-            character_coverage=character_coverage or _coverage(characters, (vocab_size - fixed) // 2),
+            character_coverage=1.0,
             user_defined_symbols=[symbol.replace(" ", SPACE) for symbol in symbols],
             byte_fallback=True,
             normalization_rule_name="identity",

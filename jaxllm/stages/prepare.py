@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,23 @@ def say_on_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run(config: Mapping[str, Any], workdir: str | os.PathLike) -> Prepared:
-    """The stage: prepares `config["data"]` and writes where to, and the counts, into `workdir/prepare.json`."""
-    prepared = prepare(config["data"])
+def note(prepared: Prepared, workdir: str | os.PathLike) -> None:
+    """Writes where the token files are, and their counts, into `workdir/prepare.json`."""
     Path(workdir).mkdir(parents=True, exist_ok=True)
     said = {"folder": prepared.folder, "fingerprint": prepared.fingerprint, "content": prepared.content, "counts": prepared.index["counts"]}
     write_file(Path(workdir, "prepare.json"), (json.dumps(said, indent=1) + "\n").encode())
-    return prepared
+
+
+def main(args: Namespace, overrides: Sequence[str]) -> int:
+    """`jaxllm prepare --config F [--workdir D]`: the token files of a config, where `pretrain` will look for them."""
+    from jaxllm.stages.config import load
+    from jaxllm.stages.setup import data_settings
+
+    prepared = prepare(data_settings(load(args.config, overrides)))
+    if args.workdir:
+        note(prepared, args.workdir)
+    print(prepared.folder)
+    return 0
 
 
 def prepare(
