@@ -1,6 +1,5 @@
 """A job: one jaxllm command in many processes, their output, and the one exit code it comes to."""
 
-import ctypes
 import dataclasses
 import os
 import signal
@@ -13,6 +12,9 @@ from typing import IO
 
 STOPPED = 75  # stopped early and saved: run again
 LOST_SECONDS = 30.0  # when one process is lost, the others must have ended by then
+
+# `python -m MODULE` that ends when its launcher does, even when that was killed: prctl(PR_SET_PDEATHSIG, SIGKILL).
+BOOT = "import ctypes, runpy, sys; ctypes.CDLL(None).prctl(1, 9); runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        return [self.python, "-m", self.module, *self.arguments]
+        boot = ["-c", BOOT, self.module] if sys.platform == "linux" else ["-m", self.module]
+        return [self.python, *boot, *self.arguments]
 
 
 def exit_code(codes: Sequence[int]) -> int:
@@ -74,7 +77,7 @@ def run(job: Job, output: IO[str] | None = None) -> int:
 
 
 def _start(job: Job, extra: Mapping[str, str]) -> subprocess.Popen[str]:
-    # A session of its own, so that Ctrl-C reaches a process once and through us; and it must not outlive us.
+    # A session of its own, so that Ctrl-C reaches a process once, and through us.
     return subprocess.Popen(
         job.command,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **extra},
@@ -84,12 +87,7 @@ def _start(job: Job, extra: Mapping[str, str]) -> subprocess.Popen[str]:
         text=True,
         errors="replace",
         start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _forward(processes: Sequence[subprocess.Popen[str]]):

@@ -109,6 +109,10 @@ class Checkpoints:
         self._thread.start()
         return True
 
+    def prepare(self, state: Any) -> None:
+        """Allocates the memory that saves copy into (on the CPU backend); else the first save pays for it, in the middle of training."""
+        self._snapshot.take(as_dict(state))
+
     def wait(self) -> bool:
         """Waits for the save under way; True unless the last one failed."""
         if self._thread is not None:
@@ -139,17 +143,11 @@ class Checkpoints:
           ValueError: there are checkpoints and none is whole, or one is of another format version.
         """
         self.wait()
-        candidates = self.steps()[::-1] if step is None else [step]
-        for candidate in candidates:
-            try:
-                return loading.whole(self.folder, candidate)
-            except BrokenCheckpoint as broken:
-                self._say(f"Checkpoint {candidate} {broken}. It is passed over.")
-                self._there.discard(candidate)  # so that it is written anew when training comes by again
-                self._metrics.pop(candidate, None)
-        if candidates:
-            raise ValueError(f"No whole checkpoint in {self.folder}: tried {candidates}. Delete that folder to start from the beginning.")
-        return None
+        found, broken = loading.newest_whole(self.folder, self.steps() if step is None else [step], self._say)
+        for number in broken:  # so that it is written anew when training comes by again
+            self._there.discard(number)
+            self._metrics.pop(number, None)
+        return found
 
     def restore(self, abstract: Any, step: int | None = None, expect: Mapping[str, Any] | None = None) -> Restored | None:
         """Loads the newest whole checkpoint, or that of `step`, onto the shardings of `abstract`, whatever mesh it came from.

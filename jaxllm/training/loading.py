@@ -1,7 +1,7 @@
 """Reading checkpoints: which are there, whether one is whole, and its arrays onto any mesh. Takes no lock and writes nothing."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +56,37 @@ def whole(folder: str | os.PathLike[str], step: int) -> Manifest:
     if broken or manifest is None:
         raise BrokenCheckpoint(broken or "could not be read by every process")
     return manifest
+
+
+def newest_whole(
+    folder: str | os.PathLike[str], candidates: Sequence[int] | None = None, say: Callable[[str], None] = hosts.say
+) -> tuple[Manifest | None, list[int]]:
+    """Finds the newest checkpoint of which every byte is as it was written; names those that are not, and passes them over.
+
+    Args:
+      folder: the checkpoints folder.
+      candidates: the steps to look at; None: all that have a manifest (a save may be under way).
+      say: where lines for the user go.
+
+    Returns:
+      Its manifest (None when there are no candidates), and the steps passed over.
+
+    Raises:
+      ValueError: there are candidates and none is whole, or one is of another format version.
+    """
+    if candidates is None:
+        complete = [step for step in steps(folder) if (open_folder(folder) / str(step) / manifests.NAME).exists()]
+        candidates = hosts.tell(hosts.fresh("candidates"), complete)
+    broken: list[int] = []
+    for step in sorted(candidates, reverse=True):
+        try:
+            return whole(folder, step), broken
+        except BrokenCheckpoint as trouble:
+            say(f"Checkpoint {step} {trouble}. It is passed over.")
+            broken.append(step)
+    if broken:
+        raise ValueError(f"No whole checkpoint in {folder}: tried {broken}. Delete that folder to start from the beginning.")
+    return None, broken
 
 
 def load(folder: str | os.PathLike[str], manifest: Manifest, abstract: Any) -> Restored:

@@ -89,11 +89,13 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, uninterrupted):
     assert (tmp_path / "checkpoints" / str(reached) / "manifest.json").exists()
     code, output = run(1, 2, tmp_path, "--until", reached + 2)  # one process, the same two devices
     assert code == 0 and f"resumed at {reached}" in output
-    code, output = run(2, 2, tmp_path, "--until", reached + 3)  # and four devices over two processes
+    until = reached // 16 * 16 + 20
+    code, output = run(2, 2, tmp_path, "--until", until, "--every-minutes", 0.001)  # and four devices over two processes, by the clock
     assert code == 0 and f"[0] resumed at {reached + 2}" in output
     for (_, ours), (_, theirs) in zip(losses(tmp_path), uninterrupted, strict=False):
         assert float.fromhex(ours) == pytest.approx(float.fromhex(theirs), rel=1e-6)
-    assert [step for step, _ in losses(tmp_path)] == list(range(1, reached + 4))
+    assert [step for step, _ in losses(tmp_path)] == list(range(1, until + 1))
+    assert sorted(map(int, os.listdir(tmp_path / "checkpoints")))[-2:] == [until - 4, until]
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -161,6 +163,28 @@ def test_help_says_how(capsys):
 )
 def test_many_codes_become_one(codes, code):
     assert job.exit_code(codes) == code
+
+
+def test_processes_do_not_outlive_a_killed_launcher(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    program = "import sys; from launch import job, local; job.run(job.Job((), local.environments(1, 1, 1), module='waits'))"
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    launcher = subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True)
+    pid = int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.wait()
+    end = time.monotonic() + 10
+    while _lives(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _lives(pid)
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_process_that_hangs_after_another_failed_is_killed(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ def main() -> int:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--until", type=int, required=True)
     parser.add_argument("--every", type=int)
+    parser.add_argument("--every-minutes", type=float)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--sleep", type=float, default=0.0)
     parser.add_argument("--die-at", type=int, help="kill -9 this process at that step")
@@ -104,7 +105,7 @@ def main() -> int:
 
     feed = Feed()
     with hold(options.workdir), StopRequests() as stop:
-        checkpoints = saving.Checkpoints(options.workdir / "checkpoints", every=options.every)
+        checkpoints = saving.Checkpoints(options.workdir / "checkpoints", every=options.every, every_minutes=options.every_minutes)
         if (restored := checkpoints.restore(state)) is not None:
             state = restored.state
             feed.restore(restored.feed_state)

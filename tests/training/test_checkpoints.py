@@ -80,6 +80,7 @@ def test_the_state_may_be_donated_at_once(tmp_path):
     update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path, every=1, keep=10)
     state = make_state(seed=1)
+    checkpoints.prepare(state)
     expected = {}
     for step in range(1, 6):
         expected[step] = jax.tree.map(np.array, state)
@@ -186,6 +187,17 @@ def test_a_part_is_loaded_alone_and_cast(tmp_path):
     wrong = {"kernel": jax.ShapeDtypeStruct((16, 9), jnp.float32, sharding=sharding)}
     with pytest.raises(ValueError, match=r"\[16, 8\].*\[16, 9\]"):
         loading.load_part(tmp_path, manifest, wrong, prefix="state/params/dense")
+
+
+def test_a_reader_finds_the_newest_whole_one_and_changes_nothing(tmp_path):
+    assert loading.newest_whole(tmp_path / "none") == (None, [])
+    saved(tmp_path, steps=(1, 2, 3, 4))
+    flip_a_bit(files_of(tmp_path, 3)[-1])
+    (tmp_path / "4" / "manifest.json").unlink()  # as while it is being written
+    said = []
+    manifest, broken = loading.newest_whole(tmp_path, say=said.append)
+    assert (manifest.step, broken, len(said)) == (2, [3], 1)
+    assert sorted(os.listdir(tmp_path)) == ["2", "3", "4"]
 
 
 def test_the_last_few_and_the_best_stay(tmp_path):
