@@ -58,7 +58,7 @@ def attention(
     """Scaled dot-product attention with grouped queries (arXiv 1706.03762, 2305.13245), on whatever devices there are.
 
     A token attends to those of its own document that `kind` and `window` allow (`visibility.visible`); one that sees nothing gets 0.
-    Queries and keys are the same tokens when positions and segments are the same arrays (the same Python objects) on both sides, or left out
+    Queries and keys are the same tokens when positions and segments are the same arrays (the same Python objects) on both sides, or None
     on both. Only then are fused kernels and the context axis used, and such tokens are in the order of their positions unless the mesh cuts
     the sequence (axis `context`): there they may be in any order, zigzag for balance.
 

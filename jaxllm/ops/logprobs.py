@@ -66,7 +66,7 @@ def token_log_probs(
       dtype: of the operands of the products (None: hidden's); they accumulate in float32.
 
     Returns:
-      `LogProbs`. Gradients have the dtypes of hidden, kernel and bias; one towards a kernel or bias that nobody differentiates costs nothing.
+      `LogProbs`. Gradients have the dtypes of hidden, kernel and bias; that of a kernel or bias which nobody asks for costs nothing.
 
     Raises:
       ValueError: shapes that do not belong together.

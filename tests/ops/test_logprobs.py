@@ -1,0 +1,189 @@
+"""Log-probabilities of targets: values and gradients against numpy, on one device and eight, and never a whole table of logits."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.ops.logprobs import token_log_probs
+from jaxllm.parallel.mesh import make_mesh
+
+B, T, D = 4, 12, 8
+MESHES = [
+    {"fsdp": 2, "context": 2, "tensor": 2},
+    {"replica": 2, "fsdp": 4},
+    {"tensor": 8},
+    {"replica": 2, "tensor": 4},
+    {"context": 4, "fsdp": 2},
+]
+
+
+def make(vocab, bias=False, batch=B, length=T, seed=0):
+    rng = np.random.default_rng(seed)
+    hidden, kernel = rng.normal(size=(batch, length, D)), rng.normal(size=(D, vocab))
+    targets = rng.integers(0, vocab, (batch, length))
+    targets[0, 0], targets[0, 1] = 0, vocab - 1
+    return hidden, kernel, rng.normal(size=vocab) if bias else None, targets, rng.normal(size=(2, batch, length))
+
+
+def in_numpy(hidden, kernel, bias, targets, cotangents, softcap=None):
+    """Values and gradients, float64."""
+    raw = hidden @ kernel + (0 if bias is None else bias)
+    logits = raw if softcap is None else softcap * np.tanh(raw / softcap)
+    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    onehot = np.eye(kernel.shape[1])[targets]
+    probs = np.exp(logits - log_z[..., None])
+    values = (logits * onehot).sum(-1) - log_z, log_z, (logits.argmax(-1) == targets).astype(np.float32)
+    d_logits = cotangents[0][..., None] * (onehot - probs) + cotangents[1][..., None] * probs
+    d_logits *= 1 if softcap is None else 1 - (logits / softcap) ** 2
+    grads = d_logits @ kernel.T, np.einsum("btd,btv->dv", hidden, d_logits), d_logits.sum((0, 1))
+    return values, grads
+
+
+def ours(hidden, kernel, bias, targets, cotangents, transposed=False, dtype=jnp.float32, **how):
+    """The same by the code under test, in one compiled program."""
+    floats = {"hidden": hidden, "kernel": kernel.T if transposed else kernel} | ({} if bias is None else {"bias": bias})
+    floats = {name: jnp.asarray(x, dtype) for name, x in floats.items()}
+    targets, cotangents = jnp.asarray(targets, jnp.int32), jnp.asarray(cotangents, jnp.float32)
+
+    def loss(floats, targets, cotangents):
+        out = token_log_probs(floats["hidden"], floats["kernel"], targets, bias=floats.get("bias"), transposed=transposed, **how)
+        return jnp.sum(out.log_probs * cotangents[0] + out.log_z * cotangents[1]), out
+
+    (_, values), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(floats, targets, cotangents)
+    return values, [grads["hidden"], grads["kernel"].T if transposed else grads["kernel"], grads.get("bias")]
+
+
+def agree(got, expected, atol=1e-5):
+    for a, b in zip([*got[0], *got[1]], [*expected[0], *expected[1]], strict=True):
+        if a is not None:
+            np.testing.assert_allclose(np.asarray(a, np.float64), b, atol=atol, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("how", [{}, {"chunk": 5}, {"chunk": 5, "transposed": True}, {"chunk": 1}], ids=str)
+@pytest.mark.parametrize(("vocab", "bias"), [(37, False), (64, True), (3, True)])
+def test_values_and_gradients_are_those_of_numpy(vocab, bias, how, softcap):
+    case = make(vocab, bias)
+    agree(ours(*case, softcap=softcap, **how), in_numpy(*case, softcap=softcap))
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize(("vocab", "transposed"), [(64, False), (37, True)])
+def test_sharded_is_unsharded(sizes, vocab, transposed):
+    case = make(vocab, bias=True, batch=8)
+    with jax.set_mesh(make_mesh(sizes)):
+        got = ours(*case, softcap=3.0, chunk=7, transposed=transposed)
+    agree(got, in_numpy(*case, softcap=3.0))
+
+
+def test_rows_and_length_that_the_mesh_does_not_divide():
+    case = make(37, batch=3, length=5)
+    with jax.set_mesh(make_mesh({"fsdp": 2, "context": 2, "tensor": 2})):
+        agree(ours(*case, chunk=4), in_numpy(*case))
+
+
+def test_the_kernels_gradient_leaves_cut_as_it_is_stored():
+    hidden, kernel, _, targets, _ = (
+        None if x is None else jnp.asarray(x, jnp.int32 if x.dtype.kind == "i" else jnp.float32) for x in make(64)
+    )
+    mesh = make_mesh({"fsdp": 2, "tensor": 4})
+    with jax.set_mesh(mesh):
+        grad = jax.jit(jax.grad(lambda kernel: jnp.sum(token_log_probs(hidden, kernel, targets).log_probs)))(kernel)
+    assert grad.sharding.is_equivalent_to(jax.NamedSharding(mesh, P("fsdp", "tensor")), 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1e4])
+def test_extreme_logits_are_finite(dtype, size):
+    hidden, kernel, _, targets, cotangents = make(37)
+    values, grads = ours(hidden * size, kernel, None, targets, cotangents, dtype=dtype, chunk=16)
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in [*values, *grads[:2]])
+    assert (np.asarray(values.log_probs) <= 0).all()
+
+
+def test_bfloat16_is_close():
+    case = make(37)
+    rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in case[:2]]
+    values, grads = ours(*case, dtype=jnp.bfloat16, chunk=16)
+    expected = in_numpy(*rounded, *case[2:])
+    np.testing.assert_allclose(values.log_probs, expected[0][0], atol=1e-4)  # from rounded inputs on, values are float32
+    for got, wanted in zip(grads[:2], expected[1][:2], strict=True):
+        assert got.dtype == jnp.bfloat16
+        assert np.linalg.norm(np.asarray(got, np.float64) - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def test_equal_logits_have_one_argmax_the_first():
+    values = token_log_probs(jnp.zeros((1, 3, D)), jnp.zeros((D, 5)), jnp.asarray([[0, 1, 4]], jnp.int32))
+    assert values.correct.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_token_of_weight_zero_trains_nothing():
+    hidden, kernel, _, targets, cotangents = make(37)
+    cotangents[:, 1, 3:7] = 0
+    grads = ours(hidden, kernel, None, targets, cotangents, chunk=5)[1]
+    assert np.all(np.asarray(grads[0])[1, 3:7] == 0)
+    hidden[1, 3:7], targets[1, 3:7] = 50.0, 0
+    np.testing.assert_array_equal(grads[1], ours(hidden, kernel, None, targets, cotangents, chunk=5)[1][1])
+
+
+def test_it_can_be_rematerialised_and_scanned():
+    case = make(37)
+    hidden, kernel, targets = jnp.asarray(case[0], jnp.float32), jnp.asarray(case[1], jnp.float32), jnp.asarray(case[3], jnp.int32)
+
+    def loss(kernel, hidden, targets):
+        return jnp.sum(token_log_probs(hidden, kernel, targets, chunk=5).log_probs)
+
+    def by_row(kernel):
+        body = jax.checkpoint(lambda total, row: (total + loss(kernel, row[0][None], row[1][None]), None))
+        return jax.lax.scan(body, 0.0, (hidden, targets))[0]
+
+    np.testing.assert_allclose(jax.jit(jax.grad(by_row))(kernel), jax.jit(jax.grad(loss))(kernel, hidden, targets), atol=1e-5)
+
+
+def largest_array(compiled):
+    shapes = re.findall(r"(?:f32|bf16)\[([\d,]+)\]", compiled.as_text())
+    return max(int(np.prod([int(d) for d in shape.split(",")])) for shape in shapes)
+
+
+def abstract(vocab, tokens):
+    return (
+        jax.ShapeDtypeStruct((2, tokens // 2, D), jnp.float32),
+        jax.ShapeDtypeStruct((D, vocab), jnp.float32),
+        jax.ShapeDtypeStruct((2, tokens // 2), jnp.int32),
+    )
+
+
+def test_the_logits_are_never_held():
+    vocab, tokens, chunk = 1000, 512, 32
+
+    def loss(hidden, kernel, targets):
+        return jnp.sum(token_log_probs(hidden, kernel, targets, chunk=chunk).log_probs)
+
+    def plain(hidden, kernel, targets):
+        return jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), targets[..., None], -1))
+
+    ours, theirs = (jax.jit(jax.grad(f, (0, 1))).lower(*abstract(vocab, tokens)).compile() for f in (loss, plain))
+    assert largest_array(theirs) >= tokens * vocab  # the check sees such an array where there is one
+    assert largest_array(ours) <= chunk * vocab
+    assert ours.memory_analysis().temp_size_in_bytes < 4 * tokens * vocab / 2 < theirs.memory_analysis().temp_size_in_bytes
+
+
+def test_a_frozen_kernel_costs_no_product():
+    def loss(hidden, kernel, targets):
+        return jnp.sum(token_log_probs(hidden, kernel, targets, chunk=32).log_probs)
+
+    def products(*argnums):
+        return jax.jit(jax.grad(loss, argnums)).lower(*abstract(96, 128)).as_text().count("dot_general")
+
+    assert products(0, 1) == products(0) + 1 == 4
+
+
+def test_shapes_that_do_not_belong_together():
+    with pytest.raises(ValueError, match="do not belong together"):
+        token_log_probs(jnp.zeros((1, 2, 8)), jnp.zeros((5, 8)), jnp.zeros((1, 2), jnp.int32))
+    with pytest.raises(ValueError, match=r"bias \(4,\)"):
+        token_log_probs(jnp.zeros((1, 2, 8)), jnp.zeros((8, 5)), jnp.zeros((1, 2), jnp.int32), bias=jnp.zeros(4))
