@@ -110,9 +110,9 @@ def test_the_dtype_stays():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=f"'ntk'.*{', '.join(SCALINGS)}"):
+    with pytest.raises(ValueError, match=rf"'ntk'.*{', '.join(SCALINGS)}"):
         frequencies({"rope_type": "ntk"})
-    with pytest.raises(ValueError, match="'llama3' needs 'low_freq_factor'"):
+    with pytest.raises(ValueError, match=r"'llama3' needs 'low_freq_factor'"):
         frequencies({k: v for k, v in LLAMA3.items() if k != "low_freq_factor"})
-    with pytest.raises(ValueError, match="partial=0.2 of head_dim=16 rotates 3 dims"):
+    with pytest.raises(ValueError, match=r"partial=0.2 of head_dim=16 rotates 3 dims"):
         rope_frequencies(16, partial=0.2)
