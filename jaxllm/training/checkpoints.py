@@ -149,12 +149,12 @@ class Checkpoints:
             self._metrics.pop(number, None)
         return found
 
-    def restore(self, abstract: Any, step: int | None = None, expect: Mapping[str, Any] | None = None) -> Restored | None:
+    def restore(self, abstract: Any, step: int | Manifest | None = None, expect: Mapping[str, Any] | None = None) -> Restored | None:
         """Loads the newest whole checkpoint, or that of `step`, onto the shardings of `abstract`, whatever mesh it came from.
 
         Args:
           abstract: a tree like the saved state, of arrays or ShapeDtypeStructs with shardings.
-          step: this one and no other.
+          step: this one and no other; what `newest_whole` found is not verified a second time.
           expect: metadata that must be the same now as when it was saved.
 
         Returns:
@@ -163,7 +163,7 @@ class Checkpoints:
         Raises:
           ValueError: no whole checkpoint among those there, another structure, or other metadata than expected.
         """
-        manifest = self.newest_whole(step)
+        manifest = step if isinstance(step, Manifest) else self.newest_whole(step)
         if manifest is None:
             return None
         for name, value in (expect or {}).items():

@@ -38,6 +38,8 @@ class Writer(Protocol):
 
     def timed(self, what: str) -> AbstractContextManager[Any]: ...
 
+    def flush(self) -> None: ...
+
 
 class Saver(Protocol):
     """What the loop asks of `Checkpoints`."""
@@ -139,6 +141,11 @@ def fit(
     # What was written past the checkpoint belongs to a run that no longer is.
     writer.rewind(to=start)
     recorded, watched = _recall(writer, evals, early, start)
+
+    def resume_point() -> Any:  # asked for when a save starts: the record must not lag behind the checkpoint
+        writer.flush()
+        return feed.state()
+
     for i in range(start, until + 1):
         stopping, metrics = stop(i), dict[str, float]()
         # Run the evals that are due and not recorded yet; when asked to stop, leave them to the next run, which starts at this step.
@@ -158,7 +165,7 @@ def fit(
         last = i == until or reason != "done"
         # Save when it is due, and always at the end.
         with writer.timed("save"):
-            checkpoints.maybe_save(i, state, feed.state, metrics, force=last)
+            checkpoints.maybe_save(i, state, resume_point, metrics, force=last)
         if last:
             break
         # Get a batch: the next one, or one that is sampled and scored with the present weights.

@@ -1,6 +1,9 @@
 """A training run of a few numbers, for tests of processes: python -m tiny_run WORKDIR --until N ..."""
 
 import argparse
+import contextlib
+import dataclasses
+import functools
 import json
 import os
 import signal
@@ -39,7 +42,7 @@ def main() -> int:
     cut, whole = NamedSharding(mesh, PartitionSpec("fsdp")), NamedSharding(mesh, PartitionSpec())
 
     @jax.tree_util.register_dataclass
-    @__import__("dataclasses").dataclass(frozen=True)
+    @dataclasses.dataclass(frozen=True)
     class State:
         step: jax.Array
         weights: jax.Array
@@ -84,10 +87,13 @@ def main() -> int:
         def has_eval(self, step, name):
             return False
 
-        def timed(self, what):
-            return __import__("contextlib").nullcontext()
+        def flush(self):
+            pass
 
-    @__import__("functools").partial(jax.jit, donate_argnums=0)
+        def timed(self, what):
+            return contextlib.nullcontext()
+
+    @functools.partial(jax.jit, donate_argnums=0)
     def step(state, frozen, batch):
         loss = jnp.mean(jnp.square(jnp.mean(batch) - state.weights)) + jnp.mean(jnp.square(batch))
         weights = 0.9 * state.weights + jnp.mean(batch, axis=(0, 1))

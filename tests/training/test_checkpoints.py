@@ -174,6 +174,7 @@ def test_another_structure_or_source_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"frozen='base@1', and this run has 'base@2'"):
         checkpoints.restore(state, expect={"frozen": "base@2"})
     assert checkpoints.restore(state, expect={"frozen": "base@1"}).step == 2
+    assert checkpoints.restore(state, step=checkpoints.newest_whole()).step == 2
 
 
 def test_a_part_is_loaded_alone_and_cast(tmp_path):

@@ -51,6 +51,9 @@ class Recorder:
     def has_eval(self, step, name):
         return (step, name) in self.recorded
 
+    def flush(self):
+        self.calls.append("flush")
+
     def eval_history(self, name):
         return self.history
 
@@ -59,10 +62,12 @@ class Recorder:
         before = len(self.calls)
         yield
         for call in self.calls[before:]:
-            assert call.split()[0] in {"eval": (), "save": ("save", "close"), "data": ("feed",), "step": ("step",)}[what]
+            assert call.split()[0] in {"eval": (), "save": ("flush", "save", "close"), "data": ("feed",), "step": ("step",)}[what]
 
     def maybe_save(self, step, state, feed_state, metrics=None, force=False):
-        assert callable(feed_state) and int(state.step) == step
+        assert int(state.step) == step
+        before = len(self.calls)
+        assert feed_state() == {"position": before + 1} and self.calls.pop() == "flush"  # the record first, then the feed
         self.calls.append(f"save {step}" + " forced" * force)
         self.saved.append(dict(metrics))
 
@@ -169,13 +174,12 @@ def test_resumed_equals_uninterrupted_with_real_checkpoints(tmp_path):
             def state(self):
                 return {"position": self.position}
 
-        feed, state = Feed(), {"x": jnp.ones(8)}
+        feed, state = Feed(), State(jnp.int32(0))
 
         @jax.jit
         def update(state, batch):
             return State(state.step + 1), {"loss": state.step * 1.0}
 
-        state = State(jnp.int32(0))
         checkpoints = Checkpoints(folder, every=2)
         if (restored := checkpoints.restore(state)) is not None:
             state, feed.position = restored.state, restored.feed_state["position"]
