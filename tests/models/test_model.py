@@ -1,0 +1,235 @@
+"""The Model facade: layouts, remat policies, packing, decoding and dropout change nothing that they should not change."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxllm.models.layers import dropout
+from jaxllm.models.model import Model
+from jaxllm.models.presets import PRESETS, TINY, preset
+from jaxllm.models.remat import POLICIES
+from jaxllm.parallel import rules
+from tests.oracle import families
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
+T = 24
+SMALL = {"vocab_size": 64, "width": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "mlp_width": 48}
+GEMMA = preset("tiny_gemma2").replace(**SMALL, num_layers=3)  # two places in the pattern and one layer left over
+LITTLE = {name: {**SMALL, "num_layers": 2} for name in TINY}
+LITTLE["tiny_gemma3"] = {**SMALL, "num_layers": 3, "layer_pattern": ("local", "global")}
+DROPPING = GEMMA.replace(residual_dropout=0.2, attention_dropout=0.3, embedding_dropout=0.1)
+
+
+@functools.cache
+def params_of(config):
+    single = Model(config, scan_layers=False)
+    return single.relayout(families.nest(families.random_params(config, single.abstract(), seed=0)), True)
+
+
+def tokens_of(config, rows=2, length=T):
+    return np.random.RandomState(1).randint(0, config.vocab_size, (rows, length)).astype(np.int32)
+
+
+def loss(model, params, tokens, **inputs):
+    hidden = model.apply(params, tokens[:, :-1], **inputs)
+    return -jnp.mean(model.log_probs(params, hidden, tokens[:, 1:]).log_probs)
+
+
+def equal(a, b, tolerance=1e-5):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(y) + 1e-9, rules.path_name(path)
+
+
+@functools.cache
+def scanned_reference():
+    model = Model(GEMMA)
+    return quick_jit(jax.value_and_grad(functools.partial(loss, model)))(params_of(GEMMA), tokens_of(GEMMA))
+
+
+def test_scanned_equals_unscanned():
+    value, grads = scanned_reference()
+    model = Model(GEMMA, scan_layers=False)
+    params = model.relayout(params_of(GEMMA), False)
+    other, other_grads = quick_jit(jax.value_and_grad(functools.partial(loss, model)))(params, tokens_of(GEMMA))
+    np.testing.assert_allclose(value, other, rtol=1e-6)
+    equal(model.relayout(other_grads, True), grads)
+
+
+@pytest.mark.parametrize("remat", [name for name in POLICIES if name != "none"])
+def test_remat_changes_nothing(remat):
+    value, grads = scanned_reference()
+    model = Model(GEMMA, remat=remat)
+    other, other_grads = quick_jit(jax.value_and_grad(functools.partial(loss, model)))(params_of(GEMMA), tokens_of(GEMMA))
+    np.testing.assert_allclose(value, other, rtol=1e-6)
+    equal(other_grads, grads)
+
+
+def test_remat_policies_keep_less_and_less():
+    """Bytes that the forward pass leaves for the backward pass, from `jax.vjp`'s residuals."""
+
+    def kept(remat):
+        model = Model(GEMMA, remat=remat)
+        _, backward = jax.eval_shape(
+            lambda p: jax.vjp(functools.partial(loss, model, tokens=jnp.asarray(tokens_of(GEMMA))), p), params_of(GEMMA)
+        )
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward))
+
+    none, minimal, dots, full = (kept(name) for name in ("none", "minimal", "dots", "full"))
+    assert none > minimal > dots > full
+
+
+def test_fresh_parameters_are_the_same_in_either_layout():
+    """And no two layers start equal."""
+    config = GEMMA.replace(num_layers=5)
+    scanned, single = (quick_jit(Model(config, scan_layers=scan).init)(jax.random.key(0)) for scan in (True, False))
+    equal(Model(config).relayout(jax.device_get(single), True), scanned, 1e-6)
+    first = [float(layer["mlp"]["up"]["kernel"][0, 0]) for layer in jax.device_get(single)["layers"].values()]
+    assert len(set(first)) == 5
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "masked"])
+def test_relayout_there_and_back_is_exact(optimizer):
+    config = preset("tiny_gemma3").replace(**SMALL)
+    model, params = Model(config), params_of(config)
+    chain = optax.adam(1e-3)
+    if optimizer == "masked":  # optax leaves empty nodes where nothing is optimised
+        chain = optax.masked(chain, lambda tree: jax.tree.map(lambda x: x.ndim > 2, tree))
+    abstract = jax.eval_shape(chain.init, params)
+    draw = np.random.RandomState(0)
+    opt_state = jax.tree.map(lambda x: draw.standard_normal(x.shape).astype(np.float32), abstract)
+    tree = {"params": params, "opt_state": opt_state, "step": np.int32(3)}
+    single = model.relayout(tree, False)
+    assert set(single["params"]["layers"]) == {str(i) for i in range(config.num_layers)}
+    again = model.relayout(single, True)
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True))
+    assert jax.tree.structure(model.relayout(again, False)) == jax.tree.structure(single)
+
+
+def test_relayout_refuses_another_model():
+    params = params_of(GEMMA)
+    with pytest.raises(ValueError, match="should have 3 layers"):
+        Model(GEMMA.replace(num_layers=7)).relayout(params, False)
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_pythia", "tiny_llama3.1", "tiny_mistral", "tiny_gemma3"])
+def test_packed_equals_unpacked(name):
+    """Two documents in one row give what each gives alone in a row of its own."""
+    config = preset(name).replace(**LITTLE[name])
+    model, params, cut, end = Model(config), params_of(config), 9, T - 3
+    tokens = np.repeat(tokens_of(config, rows=1), 3, axis=0)
+    tokens[2, : end - cut] = tokens[2, cut:end]
+    index = np.arange(T)
+    segments = np.stack([np.where(index < cut, 1, np.where(index < end, 2, 0)), index < cut, index < end - cut]).astype(np.int32)
+    positions = np.stack([np.where(index < cut, index, index - cut), index, index]).astype(np.int32)
+    hidden = quick_jit(model.apply)(params, tokens, segments=segments, positions=positions)
+    np.testing.assert_allclose(hidden[0, :cut], hidden[1, :cut], atol=2e-5)
+    np.testing.assert_allclose(hidden[0, cut:end], hidden[2, : end - cut], atol=2e-5)
+
+
+DECODED = [(name, "causal") for name in ("tiny_gpt2", "tiny_llama3.1", "tiny_mistral", "tiny_gemma2", "tiny_gemma3")]
+
+
+@pytest.mark.parametrize(("name", "kind"), [*DECODED, ("tiny_gemma3", "prefix")])
+def test_cached_decode_equals_full_forward(name, kind):
+    """Prompts of different lengths, padded on the left or on the right, then tokens one by one; every window, pattern and kind."""
+    config = preset(name).replace(**LITTLE[name])
+    model, params = Model(config), params_of(config)
+    lengths, width, rows = np.array([4, 10, 7, 5]), 10, np.arange(4)
+    tokens = tokens_of(config, rows=4)
+    slots = [slice(width - 4, None), slice(0, 10), slice(width - 7, None), slice(0, 5)]
+    prompts, segments = np.zeros((4, width), np.int32), np.zeros((4, width), np.int32)
+    for row, n, slot in zip(rows, lengths, slots, strict=True):
+        prompts[row, slot], segments[row, slot] = tokens[row, :n], 1
+    prefix, full_prefix = (segments > 0, np.arange(T)[None] < lengths[:, None]) if kind == "prefix" else (None, None)
+    expected = quick_jit(functools.partial(model.apply, kind=kind))(params, tokens, prefix=full_prefix)
+    decode = quick_jit(functools.partial(model.decode, kind=kind))
+    hidden, cache = decode(params, prompts, model.init_cache(4, width + T), segments=segments, prefix=prefix)
+    for row, n, slot in zip(rows, lengths, slots, strict=True):
+        np.testing.assert_allclose(hidden[row, slot], expected[row, :n], atol=3e-5)
+    for step in range(T - max(lengths)):
+        hidden, cache = decode(params, tokens[rows, lengths + step][:, None], cache)
+        np.testing.assert_allclose(hidden[:, 0], expected[rows, lengths + step], atol=3e-5)
+
+
+def test_decode_refuses_what_does_not_fit():
+    model, params = Model(GEMMA), params_of(GEMMA)
+    cache = model.init_cache(1, 4)
+    with pytest.raises(ValueError, match="do not fit into a cache of length 4"):
+        model.decode(params, tokens_of(GEMMA, 1, 5), cache)
+    with pytest.raises(ValueError, match="bidirectional"):
+        model.decode(params, tokens_of(GEMMA, 1, 2), cache, kind="bidirectional")
+    decode = quick_jit(model.decode)
+    hidden, cache = decode(params, tokens_of(GEMMA, 1, 3), cache)
+    assert np.isfinite(hidden).all()
+    assert np.isnan(decode(params, tokens_of(GEMMA, 1, 3), cache)[0]).all()  # past the end, known only at run time
+
+
+def test_bidirectional_sees_the_future():
+    model, params, tokens = Model(GEMMA), params_of(GEMMA), np.repeat(tokens_of(GEMMA, 1), 2, axis=0)
+    tokens[1, -1] = (tokens[1, -1] + 1) % 64
+    for kind, moves in (("causal", False), ("bidirectional", True)):
+        hidden = quick_jit(functools.partial(model.apply, kind=kind))(params, tokens)
+        assert bool(np.abs(hidden[0, T - 2] - hidden[1, T - 2]).max() > 1e-6) == moves
+
+
+def test_dropout_belongs_to_the_row():
+    """Splitting a batch, another layout and remat draw the same masks; another key or row draws others."""
+    model, params, tokens = Model(DROPPING), params_of(DROPPING), tokens_of(DROPPING, rows=4)
+    rng, rows = jax.random.key(7), np.arange(4, dtype=np.int32)
+    forward = quick_jit(model.apply)
+    whole = forward(params, tokens, rng=rng, rows=rows)
+    parts = [forward(params, tokens[i : i + 2], rng=rng, rows=rows[i : i + 2]) for i in (0, 2)]
+    np.testing.assert_allclose(whole, np.concatenate(parts), atol=1e-5)
+    unscanned = Model(DROPPING, scan_layers=False, remat="full")
+    other = quick_jit(unscanned.apply)(unscanned.relayout(params, False), tokens, rng=rng, rows=rows)
+    np.testing.assert_allclose(whole, other, atol=1e-5)
+    assert np.abs(whole - forward(params, tokens, rng=jax.random.key(8), rows=rows)).max() > 0.1
+    same_tokens = np.repeat(tokens[:1], 4, axis=0)
+    drawn = forward(params, same_tokens, rng=rng, rows=rows)
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+    np.testing.assert_allclose(forward(params, tokens), forward(params, tokens, rows=rows), atol=0)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_has_its_frequency_and_mean(rate):
+    x = np.ones((16, 64, 64), np.float32)
+    y = np.asarray(dropout(x, rate, jax.random.key(0), np.arange(16)))
+    share, error = np.mean(y == 0), 5 * (rate * (1 - rate) / x.size) ** 0.5
+    assert abs(share - rate) < error
+    np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_shapes_and_axes(name):
+    model = Model(preset(name))
+    abstract, axes = model.abstract(), model.axes()
+    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+    for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(axes, is_leaf=is_axes), strict=True):
+        assert len(names) == len(leaf.shape), rules.path_name(path)
+        assert all(n is None or n in rules.STORED for n in names)
+    assert model.num_params(abstract) == model.num_params()
+
+
+@pytest.mark.parametrize(("field", "value"), [("remat", "dot"), ("dtype", "bf16"), ("attention", "flash"), ("context", "rings")])
+def test_unknown_choices_are_named(field, value):
+    with pytest.raises(ValueError, match=f"Unknown {field}='{value}'. Choose one of"):
+        Model(GEMMA, **{field: value})
+
+
+def test_learned_positions_end():
+    with pytest.raises(ValueError, match="learned positions"):
+        model = Model(preset("tiny_gpt2"))
+        model.apply({}, np.zeros((1, 257), np.int32))
+
+
+def test_bfloat16_is_near_float32():
+    params, tokens = params_of(GEMMA), tokens_of(GEMMA)
+    half, full = (quick_jit(Model(GEMMA, dtype=dtype).apply)(params, tokens) for dtype in ("bfloat16", "float32"))
+    assert half.dtype == jnp.bfloat16
+    assert np.linalg.norm(half.astype(jnp.float32) - full) < 0.05 * np.linalg.norm(full)

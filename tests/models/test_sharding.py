@@ -1,0 +1,111 @@
+"""Sharded = unsharded: loss and every gradient leaf, for each mesh axis and for three of them together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.models.model import Model
+from jaxllm.models.presets import preset
+from jaxllm.ops.attention import zigzag_order
+from jaxllm.parallel import rules
+from jaxllm.parallel.mesh import make_mesh
+from tests.oracle import families
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
+B, T = 8, 16
+MESHES = {
+    "replica": {"replica": 8},
+    "fsdp": {"fsdp": 8},
+    "tensor": {"tensor": 8},
+    "context": {"context": 8},
+    "three": {"replica": 2, "fsdp": 2, "tensor": 2},
+    "all": {"fsdp": 2, "context": 2, "tensor": 2},
+}
+MODELS = {
+    "llama": preset("tiny_llama3").replace(num_heads=16, num_kv_heads=8, head_dim=8),
+    "gemma": preset("tiny_gemma2").replace(num_heads=16, num_kv_heads=8, head_dim=8, logit_softcap=5.0, num_layers=2),
+    "gpt2": preset("tiny_gpt2").replace(num_heads=8, num_kv_heads=8, head_dim=8),
+    "olmo2": preset("tiny_olmo2").replace(num_heads=16, num_kv_heads=8, head_dim=8),
+}
+
+
+def batch(vocab_size: int) -> dict[str, np.ndarray]:
+    """Two documents a row, cut at a different place in each."""
+    draw = np.random.RandomState(0)
+    cut = draw.randint(3, T - 3, (B, 1))
+    index = np.arange(T)[None]
+    tokens = draw.randint(0, vocab_size, (B, T + 1)).astype(np.int32)
+    segments = np.where(index < cut, 1, 2).astype(np.int32)
+    positions = np.where(index < cut, index, index - cut).astype(np.int32)
+    weights = (draw.rand(B, T) < 0.8).astype(np.float32)
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segments": segments, "positions": positions, "weights": weights}
+
+
+def loss(model: Model, params, data):
+    hidden = model.apply(params, data["tokens"], segments=data["segments"], positions=data["positions"])
+    return -jnp.sum(model.log_probs(params, hidden, data["targets"]).log_probs * data["weights"])
+
+
+_alone: dict = {}
+
+
+def alone(name: str):
+    """Parameters, loss and gradients on one device."""
+    if name not in _alone:
+        model = Model(MODELS[name])
+        single = Model(MODELS[name], scan_layers=False)
+        params = single.relayout(families.nest(families.random_params(MODELS[name], single.abstract(), seed=1)), True)
+        _alone[name] = jax.device_get(
+            (params, *jax.jit(jax.value_and_grad(lambda p, d: loss(model, p, d)), compiler_options=QUICK)(params, batch(320)))
+        )
+    return _alone[name]
+
+
+def on_mesh(model: Model, sizes: dict[str, int], params, data):
+    """Loss and gradients with stored shardings in and out, and the compiled program's text."""
+    mesh = make_mesh(sizes)
+    with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
+        stored = rules.shardings(model.axes(), mesh, model.abstract())
+        rows = jax.NamedSharding(mesh, rules.spec(("batch", "sequence"), rules.COMPUTE))
+        data = {k: jax.device_put(v, rows) for k, v in data.items()}
+        params = jax.device_put(params, stored)
+        step = jax.jit(jax.value_and_grad(lambda p, d: loss(model, p, d)), out_shardings=(None, stored))
+        compiled = step.lower(params, data).compile(QUICK)
+        return *jax.device_get(compiled(params, data)), compiled.as_text()
+
+
+def check(value, grads, expected_value, expected_grads):
+    total = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(expected_grads)))
+    assert abs(value - expected_value) < 1e-6 * abs(expected_value)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
+        assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b) + 1e-9 * total, rules.path_name(path)  # a key's bias has none but rounding
+
+
+CASES = [("llama", "replica"), ("llama", "fsdp"), ("llama", "tensor"), ("llama", "context"), ("llama", "three")]
+CASES += [("gpt2", "three"), ("olmo2", "tensor"), ("gemma", "all")]
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES)
+def test_sharded_equals_unsharded(name, mesh):
+    params, *expected = alone(name)
+    value, grads, _ = on_mesh(Model(MODELS[name]), MESHES[mesh], params, batch(320))
+    check(value, grads, *expected)
+
+
+def test_zigzag_order_and_ring_change_nothing():
+    params, *expected = alone("llama")
+    order = zigzag_order(T, 4)
+    data = {k: v[:, order] for k, v in batch(320).items()}
+    value, grads, _ = on_mesh(Model(MODELS["llama"], context="ring", remat="full"), {"fsdp": 2, "context": 4}, params, data)
+    check(value, grads, *expected)
+
+
+def test_no_device_holds_a_whole_gradient():
+    """On fsdp=8 nothing as large as the float32 embedding table is all-reduced: gradients are scattered as they are summed."""
+    params, *_ = alone("llama")
+    _, _, text = on_mesh(Model(MODELS["llama"]), MESHES["fsdp"], params, batch(320))
+    D, V = MODELS["llama"].width, MODELS["llama"].vocab_size
+    assert f"f32[{V},{D // 8}]" in text  # the table's part
+    reduced = [line for line in text.splitlines() if " all-reduce(" in line and f"[{V},{D}]" in line]
+    assert not reduced, reduced
