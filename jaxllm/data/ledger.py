@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from jaxllm.data import remote
 from jaxllm.data.preparation import Plan
 from jaxllm.data.token_files import FORMAT, SPLITS, content_hash, token_dtype
 from jaxllm.data.tokenizers import Tokenizer
@@ -104,6 +105,7 @@ def make_index(
     index: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": plan.fingerprint,
+        "block_bytes": remote.BLOCK_BYTES,
         "dtype": token_dtype(tokenizer.vocab_size).str,
         "tokenizer": {name: getattr(tokenizer, name) for name in names},
         "made_from": {**settings, "tokenizer": dict(spec), "paths": [source.path for source in plan.sources]},

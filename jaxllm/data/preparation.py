@@ -216,6 +216,8 @@ def _save(path: Path, array: np.ndarray) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with open(part, "wb") as file:
         np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 

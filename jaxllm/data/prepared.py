@@ -12,7 +12,19 @@ from typing import Any
 import numpy as np
 
 from jaxllm.data import remote
-from jaxllm.data.token_files import ENDS_DTYPE, FORMAT, INDEX_FILE, PARTS, SPLITS, RemoteArray, Shard, TokenStream, checksums, write_file
+from jaxllm.data.token_files import (
+    ENDS_DTYPE,
+    FORMAT,
+    INDEX_FILE,
+    PARTS,
+    SPLITS,
+    RemoteArray,
+    Shard,
+    TokenStream,
+    checksums,
+    content_hash,
+    write_file,
+)
 from jaxllm.data.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -24,6 +36,7 @@ class Prepared:
         self.fingerprint: str = index["fingerprint"]
         self.content: str = index["content"]
         self._dtype = np.dtype(index["dtype"])
+        self._block_bytes: int = index["block_bytes"]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -84,19 +97,19 @@ class Prepared:
         arrays = {}
         for part, (length, dtype) in lengths.items():
             size = length * dtype.itemsize
-            blocks = -(-size // remote.BLOCK_BYTES)
-            file = remote.RangeFile(f"{stem}.{part}", size, checks[:blocks], self._cache, f"{self.content}/{stem}.{part}")
+            blocks = -(-size // self._block_bytes)
+            file = remote.RangeFile(
+                f"{stem}.{part}", size, self._block_bytes, checks[:blocks], self._cache, f"{self.content}/{stem}.{part}"
+            )
             arrays[part], checks = RemoteArray(file, length, dtype), checks[blocks:]
         return Shard(**arrays)
 
     def _remote_checksums(self, stem: str, shard: Mapping[str, Any]) -> np.ndarray:
-        blocks = sum(-(-length * dtype.itemsize // remote.BLOCK_BYTES) for length, dtype in self._lengths(shard).values())
+        blocks = sum(-(-length * dtype.itemsize // self._block_bytes) for length, dtype in self._lengths(shard).values())
         key = f"{self.content}/{stem}.crc"
         data = self._cache.get(key, 0) if self._cache else None
         if data is None or zlib.crc32(data) != shard["crc"]:
-            data = remote.read_range(f"{stem}.crc", 0, 4 * blocks)
-            if zlib.crc32(data) != shard["crc"]:
-                raise ValueError(f"{stem}.crc is not what was written. Copy the folder again, or prepare it again.")
+            data = remote.read_range(f"{stem}.crc", 0, 4 * blocks, shard["crc"])
             if self._cache:
                 self._cache.put(key, 0, data)
         return np.frombuffer(data, "<u4")
@@ -109,7 +122,7 @@ class Prepared:
                     sizes = {part: length * dtype.itemsize for part, (length, dtype) in self._lengths(shard).items()}
                     for part, size in sizes.items():
                         yield f"{split}/{shard['file']}.{part}", size
-                    yield f"{split}/{shard['file']}.crc", 4 * sum(-(-size // remote.BLOCK_BYTES) for size in sizes.values())
+                    yield f"{split}/{shard['file']}.crc", 4 * sum(-(-size // self._block_bytes) for size in sizes.values())
 
     def check_sizes(self) -> None:
         """Compares the size of every local file with the index.
@@ -135,7 +148,7 @@ class Prepared:
             for said in sources.values():
                 for shard in said["shards"]:
                     stem = Path(self.folder, split, shard["file"])
-                    checks = np.concatenate([checksums(stem.with_suffix(f".{part}")) for part in PARTS])
+                    checks = np.concatenate([checksums(stem.with_suffix(f".{part}"), self._block_bytes) for part in PARTS])
                     if zlib.crc32(checks.tobytes()) != shard["crc"]:
                         raise ValueError(
                             f"{stem}.* is not what was written. Bring the files back, or delete the folder and prepare it again."
@@ -194,6 +207,8 @@ def _read_index(folder: str) -> dict[str, Any]:
         raise ValueError(f"{folder}/{INDEX_FILE} is broken ({error}). Prepare the folder again.") from None
     if index.get("format") != FORMAT:
         raise ValueError(f"{folder!r} has format {index.get('format')}; this version reads {FORMAT}. Prepare the folder again.")
+    if content_hash(index) != index["content"]:
+        raise ValueError(f"{folder}/{INDEX_FILE} was changed since it was written. Prepare the folder again.")
     return index
 
 

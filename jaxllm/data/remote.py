@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MEMORY_BLOCKS = 64
 BLOCK_BYTES = 256 * 1024  # some rows' worth: smaller wastes requests, larger wastes bytes when windows are read at random
 ATTEMPTS = 6
 FIRST_WAIT = 0.5  # seconds; doubles each time
@@ -74,8 +75,8 @@ def file_size(path: str | os.PathLike) -> int:
     return int(retried(lambda: fs.info(inner), f"Looking at {path}")["size"])
 
 
-def read_range(path: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a remote file; a short answer counts as a failure and is asked for again.
+def read_range(path: str, start: int, stop: int, crc: int | None = None) -> bytes:
+    """Bytes [start, stop) of a remote file; a short answer, or another crc32 than this, counts as a failure and is asked for again.
 
     Raises:
       Unreliable: see `retried`.
@@ -86,6 +87,8 @@ def read_range(path: str, start: int, stop: int) -> bytes:
         data = fs.cat_file(inner, start=start, end=stop)
         if len(data) != stop - start:
             raise Unreliable(f"{len(data)} bytes came of {stop - start} asked for")
+        if crc is not None and zlib.crc32(data) != crc:
+            raise Unreliable("the checksum is wrong")
         return data
 
     return retried(ask, f"Reading {path} [{start}:{stop}]") if stop > start else b""
@@ -186,28 +189,21 @@ class RangeFile:
     Args:
       path: URL.
       size: bytes, as written.
-      checksums: crc32 of each block of `BLOCK_BYTES`.
+      block_bytes: the size of a block.
+      checksums: crc32 of each block.
       cache: where blocks are kept; None: in memory only.
       key: what names this content in the cache (a path alone would outlive its content).
       memory_blocks: how many blocks stay in memory.
     """
 
-    def __init__(self, path: str, size: int, checksums: Any, cache: BlockCache | None, key: str, memory_blocks: int = 64):
-        self._path, self._size, self._checksums, self._cache, self._key = path, size, checksums, cache, key
+    def __init__(
+        self, path: str, size: int, block_bytes: int, checksums: Any, cache: BlockCache | None, key: str, memory_blocks: int = MEMORY_BLOCKS
+    ):
+        self._path, self._size, self._block_bytes = path, size, block_bytes
+        self._checksums, self._cache, self._key = checksums, cache, key
         self._memory: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self._memory_blocks = memory_blocks
         self._lock = threading.Lock()
-
-    def _fetch(self, block: int) -> bytes:
-        start, stop = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self._size)
-
-        def ask() -> bytes:
-            data = read_range(self._path, start, stop)
-            if zlib.crc32(data) != int(self._checksums[block]):
-                raise Unreliable(f"the checksum of block {block} is wrong")
-            return data
-
-        return retried(ask, f"Reading {self._path}")
 
     def _block(self, block: int) -> bytes:
         with self._lock:
@@ -216,7 +212,8 @@ class RangeFile:
                 return self._memory[block]
         data = self._cache.get(self._key, block) if self._cache else None
         if data is None or zlib.crc32(data) != int(self._checksums[block]):
-            data = self._fetch(block)
+            start = block * self._block_bytes
+            data = read_range(self._path, start, min(start + self._block_bytes, self._size), int(self._checksums[block]))
             if self._cache:
                 self._cache.put(self._key, block, data)
         with self._lock:
@@ -230,6 +227,6 @@ class RangeFile:
         assert 0 <= start <= stop <= self._size, (start, stop, self._size)
         if start == stop:
             return b""
-        first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
+        first, last = start // self._block_bytes, (stop - 1) // self._block_bytes
         data = b"".join(self._block(block) for block in range(first, last + 1))
-        return data[start - first * BLOCK_BYTES : stop - first * BLOCK_BYTES]
+        return data[start - first * self._block_bytes : stop - first * self._block_bytes]

@@ -37,9 +37,10 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def checksums(path: str | os.PathLike) -> np.ndarray:
+def checksums(path: str | os.PathLike, block_bytes: int) -> np.ndarray:
+    """crc32 of each block of a file, uint32."""
     with open(path, "rb") as file:
-        blocks = iter(lambda: file.read(remote.BLOCK_BYTES), b"")
+        blocks = iter(lambda: file.read(block_bytes), b"")
         return np.asarray([zlib.crc32(block) for block in blocks], "<u4")
 
 
@@ -57,7 +58,7 @@ def write_shard(stem: Path, documents: Sequence[np.ndarray], sizes: Sequence[int
     stem.parent.mkdir(parents=True, exist_ok=True)
     for part, array in arrays.items():
         write_file(stem.with_suffix(f".{part}"), array.tobytes())
-    checks = np.concatenate([checksums(stem.with_suffix(f".{part}")) for part in PARTS])
+    checks = np.concatenate([checksums(stem.with_suffix(f".{part}"), remote.BLOCK_BYTES) for part in PARTS])
     write_file(stem.with_suffix(".crc"), checks.tobytes())
     return {
         "file": f"{stem.parent.name}/{stem.name}",
