@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "data": {
                 "train": [{"path": "builtin:stdlib"}],
                 "tokenizer": {"kind": "sentencepiece", "model_type": "bpe", "vocab_size": 4096},
-                "filters": ["codex"],
+                "filters": "codex",
             },
             "optimizer": {"name": "adamw", "learning_rate": 3e-3, "b2": 0.95},
             "schedule": {"name": "cosine", "warmup": 3 if tiny else 30},

@@ -42,7 +42,7 @@ SHARED: dict[str, Key] = {
         None, float, "share of documents held out, by a hash of the document (None: 0.01, or 0 where data.eval is given)"
     ),
     "data.dedup": Key(True, bool, "drop documents that are exactly equal to an earlier one"),
-    "data.filters": Key([], list, "file filters to apply: codex"),
+    "data.filters": Key("none", object, "file filters of the Codex paper: none, codex (all four), or a table of filter: threshold"),
     "data.max_bad_share": Key(0.02, float, "share of unreadable records past which prepare stops"),
     "data.workers": Key(0, int, "processes that prepare data; 0: one per core", resume=True),
     "data.stage_to": Key(None, str, "copy remote token files to this local folder first", resume=True),

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxllm.training.goodput import goodput
+
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -76,12 +78,14 @@ def eval_points(evals: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple
 
 
 def goodput_rows(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, str]]:
-    """Seconds and share of each kind of work in goodput.jsonl."""
-    seconds: dict[str, float] = {}
-    for record in ledger:
-        seconds[record["kind"]] = seconds.get(record["kind"], 0.0) + float(record.get("seconds", 0.0))
-    total = sum(seconds.values()) or 1.0
-    return [(kind, value, f"{value / total:.1%}") for kind, value in sorted(seconds.items(), key=lambda kv: -kv[1]) if value]
+    """Seconds and share of each kind of work in goodput.jsonl, the largest first, and the goodput itself."""
+    found = goodput(ledger)
+    total = found["total_seconds"] or 1.0
+    parts = sorted((pair for pair in found["seconds"].items() if pair[1]), key=lambda pair: -pair[1])
+    lost = [("steps taken again after a kill", found["lost_seconds"])] if found["lost_seconds"] else []
+    return [(name, float(value), f"{value / total:.1%}") for name, value in [*parts, *lost]] + [
+        (f"goodput over {found['restarts']} restart(s)", float(total), f"{found['goodput']:.1%}")
+    ]
 
 
 def section(workdir: Path) -> str:
@@ -109,9 +113,9 @@ def section(workdir: Path) -> str:
     if samples:
         blocks = [f'<pre><span class="prompt">{html.escape(r["prompt"])}</span>{html.escape(r["text"])}</pre>' for r in samples[-6:]]
         parts += ["<h3>Samples</h3>", *blocks]
-    ledger = goodput_rows(read_jsonl(workdir / "goodput.jsonl"))
+    ledger = read_jsonl(workdir / "goodput.jsonl")
     if ledger:
-        parts += ["<h3>Where the time went</h3>", table(ledger, ["", "seconds", "share"])]
+        parts += ["<h3>Where the time went</h3>", table(goodput_rows(ledger), ["", "seconds", "share"])]
     if config:
         shown = json.dumps(config, indent=2, ensure_ascii=False)
         parts += [f"<details><summary>Config, versions and history</summary><pre>{html.escape(shown)}</pre></details>"]

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def keep_compiled_programs() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxllm" / f"jax-{jax.__version__}"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # A program with oneDNN's calls cannot be kept; JAX would say so at length each time.
+    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
 
 
 def mesh_sizes(config: ConfigDict) -> dict[str, int]:
@@ -177,16 +180,21 @@ def optimizer(config: ConfigDict, axes: Any) -> Any:
 DATA_KEYS = ("train", "eval", "tokenizer", "prepared", "eval_fraction", "dedup", "filters", "max_bad_share", "workers", "stage_to", "cache")
 
 
+def data_settings(config: ConfigDict) -> dict[str, Any]:
+    """The part of a config that `prepare` reads, without what was left empty."""
+    section = config.data.to_dict()
+    wanted = {key: section[key] for key in DATA_KEYS if section[key] not in (None, [], {})}
+    if wanted.get("prepared") and not wanted.get("train"):  # made elsewhere: its own record says how
+        return {key: wanted[key] for key in ("prepared", "stage_to", "cache") if key in wanted}
+    return wanted
+
+
 def data(config: ConfigDict) -> Any:
     """The prepared token files of a config: opened where they are, made where they are not (and said)."""
     from jaxllm.parallel import hosts
     from jaxllm.stages.prepare import prepare
 
-    section = config.data.to_dict()
-    wanted = {key: section[key] for key in DATA_KEYS if section[key] not in (None, [], {})}
-    if wanted.get("prepared") and not wanted.get("train"):  # made elsewhere: its own record says how
-        wanted = {key: wanted[key] for key in ("prepared", "stage_to", "cache", "eval") if key in wanted}
-    return prepare(wanted, say=hosts.say)
+    return prepare(data_settings(config), say=hosts.say)
 
 
 def placement(config: ConfigDict, mesh: Any) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
@@ -250,7 +258,7 @@ def eval_batches(config: ConfigDict, mesh: Any, stream: Any) -> Iterator[Any]:
     """The batches of a validation set, each window once."""
     from jaxllm.data.pipeline import EvalReader
 
-    size = dict(sequence_length=config.sequence_length, batch_size=config.batch_size)
+    size = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
     reader = EvalReader(stream, **size, max_batches=config.eval.batches or None)
     place, rows = placement(config, mesh), own_rows(config, mesh)
     return (place(reader.rows(step, rows), rows) for step in range(reader.num_batches))

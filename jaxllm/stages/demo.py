@@ -1,0 +1,120 @@
+"""The whole life of a tiny code model, in minutes: prepare, train, be killed, resume, evaluate, sample, report."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxllm.stages import report
+from jaxllm.stages.report import read_jsonl
+from jaxllm.training.goodput import goodput
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "stdlib_code.py"
+PROMPTS = ("def read_file(path):\n", "import os\nimport sys\n\n", "class Node:\n    ", "    for i in range(", "    if not isinstance(")
+KILL_AT = 0.45  # share of the steps after which the run is killed
+
+
+def main(args: Namespace, overrides: Sequence[str]) -> int:
+    """`jaxllm demo [--workdir D]`; exit code 0 only if the killed run came back and beat the unigram baseline."""
+    if not CONFIG.is_file():
+        raise ValueError(f"The demo's config is not at {CONFIG}. Run the demo from a checkout of jaxllm.")
+    workdir, began = Path(args.workdir), time.monotonic()
+    run = workdir / "stdlib_code"
+    if run.exists() and not args.keep:
+        shutil.rmtree(run)
+    train = ["pretrain", "--config", str(CONFIG), "--workdir", str(run), *overrides]
+
+    title("1/5  The Python standard library's own source becomes a tokenizer and token files")
+    call("prepare", "--config", str(CONFIG), *overrides)
+
+    title("2/5  A small model learns it; it is going to be killed (kill -9) on the way")
+    killed_at = train_and_kill(train, run)
+
+    title(f"3/5  The same command again: it goes on from the last whole checkpoint{f' (killed at step {killed_at})' if killed_at else ''}")
+    call(*train)
+
+    title("4/5  It writes code (temperature 0.7)")
+    asked = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    call("sample", "--workdir", str(run), *asked, "--config.sample.max_new_tokens=48", "--config.sample.temperature=0.7")
+
+    title("5/5  One page of all that")
+    page = report.write_report([run], workdir / "report.html")
+    return verdict(run, page, killed_at, time.monotonic() - began)
+
+
+def title(text: str) -> None:
+    """A headline on standard error."""
+    print(f"\n\033[1m{text}\033[0m" if sys.stderr.isatty() else f"\n{text}", file=sys.stderr, flush=True)
+
+
+def command(*arguments: str) -> list[str]:
+    """`jaxllm ...` with this Python."""
+    return [sys.executable, "-m", "jaxllm", *arguments]
+
+
+def call(*arguments: str) -> None:
+    """Runs one stage.
+
+    Raises:
+      SystemExit: with the stage's own exit code, when it is not 0.
+    """
+    code = subprocess.run(command(*arguments)).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def train_and_kill(arguments: Sequence[str], run: Path) -> int | None:
+    """Starts training and kills it, hard, some steps after a checkpoint; returns the step it had reached, None if it ended before.
+
+    Raises:
+      SystemExit: with the stage's own exit code, when it failed.
+    """
+    process = subprocess.Popen(command(*arguments))
+    try:
+        while process.poll() is None:
+            metrics, steps = read_jsonl(run / "metrics.jsonl"), total_steps(run)
+            last = metrics[-1]["step"] if metrics else 0
+            if steps and last >= KILL_AT * steps and any((run / "checkpoints").glob("*/manifest.json")):
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                print(f"killed at step {last}", file=sys.stderr, flush=True)
+                return last
+            time.sleep(0.2)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return None
+
+
+def total_steps(run: Path) -> int:
+    """How many steps the run has been asked for; 0 before it has said so."""
+    from jaxllm.stages import workdir
+
+    return workdir.read(run)["config"]["steps"] if (run / workdir.NAME).exists() else 0
+
+
+def verdict(run: Path, page: Path, killed_at: int | None, seconds: float) -> int:
+    """Says in a few lines what happened, and whether the model beat the baseline."""
+    from jaxllm.stages import workdir
+
+    baselines = workdir.read(run)["baselines"]
+    evals = read_jsonl(run / "evals.jsonl")
+    first, last = evals[0], evals[-1]
+    spent = goodput(read_jsonl(run / "goodput.jsonl"))
+    better = last["bits_per_byte"] < baselines["unigram_bits_per_byte"]
+    print(
+        f"held-out bits per byte: {first['bits_per_byte']:.3f} at step {first['step']} -> {last['bits_per_byte']:.3f} at step {last['step']}"
+        f" (unigram baseline {baselines['unigram_bits_per_byte']:.3f})\n"
+        f"restarts: {spent['restarts']}; steps taken again: {spent['lost_seconds']:.1f} s of work\n"
+        f"{seconds:.0f} s in all on {os.cpu_count()} cores. Open {page}",
+        file=sys.stderr,
+    )
+    return 0 if better and (killed_at is None or spent["restarts"] >= 1) else 1
