@@ -139,10 +139,11 @@ def _from_json(line: int, data: bytes, field: str) -> Record:
         return Record(line, None, f"invalid UTF-8: {error.reason} at byte {error.start}")
     except (ValueError, RecursionError) as error:
         return Record(line, None, f"broken JSON: {error}")
-    if not isinstance(said, dict) or field not in said:
+    name = next((name for name in field.split(",") if isinstance(said, dict) and name in said), None)
+    if name is None:
         there = ", ".join(sorted(said)[:8]) if isinstance(said, dict) else type(said).__name__
         return Record(line, None, f"missing field: {field!r} (there: {there})")
-    return _document(line, said[field], field)
+    return _document(line, said[name], name)
 
 
 def _read_text(piece: Piece, field: str | None) -> Iterator[Record]:
@@ -168,16 +169,16 @@ def _read_jsonl(piece: Piece, field: str | None) -> Iterator[Record]:
 
 def _read_parquet(piece: Piece, field: str | None) -> Iterator[Record]:
     parquet = _pyarrow(piece.file.path).ParquetFile(remote.open_binary(piece.file.path))
-    field = field or "text"
-    if field not in parquet.schema_arrow.names:
-        there = ", ".join(parquet.schema_arrow.names[:8])
-        raise ValueError(f"{piece.file.path} has no column {field!r}. Set field to one of: {there}.")
+    columns = parquet.schema_arrow.names
+    name = next((name for name in (field or "text").split(",") if name in columns), None)
+    if name is None:
+        raise ValueError(f"{piece.file.path} has no column {field or 'text'!r}. Set field to one of: {', '.join(columns[:8])}.")
     stop = parquet.num_row_groups if piece.stop is None else piece.stop
     line = 0
-    for batch in parquet.iter_batches(batch_size=1024, row_groups=list(range(piece.start, stop)), columns=[field]):
+    for batch in parquet.iter_batches(batch_size=1024, row_groups=list(range(piece.start, stop)), columns=[name]):
         for text in batch.column(0).to_pylist():
             line += 1
-            yield _document(line, text, field)
+            yield _document(line, text, name)
 
 
 def _pyarrow(path: str) -> Any:

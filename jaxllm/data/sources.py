@@ -24,7 +24,7 @@ class Source:
       name: what it is called in tables and metrics.
       path: a file, a folder, a glob, a URL, `hub:owner/name[/pattern][@revision]` or `builtin:stdlib`.
       format: one of `READERS`, or None: told from each file's name.
-      field: the field of a record that holds the text.
+      field: the field of a record that holds the text; of several names, "text,body" say, the first that a record has; None: "text".
       weight: its share of the training rows, relative to the others'; None: in proportion to its tokens.
     """
 

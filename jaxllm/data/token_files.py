@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxllm.data import remote
 
-FORMAT = 1
+FORMAT = 2  # raise it whenever the same text and options would give other files
 INDEX_FILE = "index.json"
 SPLITS = ("train", "eval")
 PARTS = ("tokens", "ends", "sizes")

@@ -85,11 +85,14 @@ def test_a_text_file_is_one_document_with_its_line_ends(tmp_path, kind):
 def test_the_field_is_chosen_by_name(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(field="body"))
     assert [r.text for r in read_all(tmp_path / "a.jsonl", "body")] == TEXTS
+    (tmp_path / "b.jsonl").write_bytes(lines(TEXTS[:3], "body") + lines(TEXTS[3:5], "text"))
+    assert [r.text for r in read_all(tmp_path / "b.jsonl", "text,body")] == TEXTS[:5]
     write_arrayrecord(tmp_path / "a.arrayrecord", lines(field="body").splitlines())
     assert [r.text for r in read_all(tmp_path / "a.arrayrecord", "body")] == TEXTS
     write(tmp_path, ".parquet")
     with pytest.raises(ValueError, match=r"no column 'body'. Set field to one of: n, text"):
         read_all(tmp_path / "data.parquet", "body")
+    assert [r.text for r in read_all(tmp_path / "data.parquet", "body,text")] == TEXTS
 
 
 BAD = [
