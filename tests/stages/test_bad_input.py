@@ -1,0 +1,131 @@
+"""Whatever a user gets wrong is answered by one line that names the value and the remedy, and exit code 2; nothing is lost."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+CONFIG = """from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({{"steps": 2, "batch_size": 8, "sequence_length": 32, "model": {{"preset": "tiny"}}, "schedule": {{"warmup": 0}},
+                       "data": {{"train": [{{"path": {path!r}}}], "workers": 1}}, "log": {{"tensorboard": False}}}})
+"""
+
+
+@pytest.fixture
+def settings(corpus, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(path=str(corpus)))
+    return path
+
+
+@pytest.fixture
+def trained(stage, settings, tmp_path):
+    assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "run") == 0
+    return tmp_path / "run"
+
+
+MISTAKES = {
+    "unknown key": (["--config.optimizer.learning_rat=1"], "Did you mean 'optimizer.learning_rate'?"),
+    "unknown preset": (["--config.model.preset=lama3-8b"], "Did you mean 'llama3-8b'?"),
+    "unknown optimizer": (["--config.optimizer.name=adam"], "Did you mean 'adamw'?"),
+    "unknown schedule": (["--config.schedule.name=cosin"], "Did you mean 'cosine'?"),
+    "unknown remat": (["--config.remat=ful"], "Did you mean 'full'?"),
+    "unknown axis size": (["--config.parallel.fsdp=3"], "does not fit 8 devices"),
+    "an axis that comes later": (["--config.parallel.expert=8"], "not supported yet"),
+    "batch does not divide": (["--config.batch_size=12"], "batch_size=12 does not divide by replica*fsdp=8"),
+    "heads do not divide": (["--config.parallel.tensor=8", "--config.parallel.fsdp=1"], "does not divide by mesh axis tensor=8"),
+    "length does not divide": (
+        ["--config.parallel.context=8", "--config.parallel.fsdp=1", "--config.sequence_length=40"],
+        "multiple of 16",
+    ),
+    "missing data": (["--config.data.train=/no/such/file.txt"], "/no/such/file.txt"),
+    "no data": (["--config.data.train=[]"], "data.train is empty"),
+    "no prepared folder": (["--config.data.train=[]", "--config.data.prepared=/no/such/folder"], "/no/such/folder"),
+    "small vocabulary": (["--config.model.vocab_size=100"], "The tokenizer has 259 ids, the model only 100"),
+    "wrong type": (["--config.steps=ten"], "steps='ten' is not a whole number"),
+    "unknown objective": (["--config.objective=masked"], "Choose one of: causal"),
+    "no work directory to start from": (["--config.init_from=/no/such/run"], "/no/such/run is not a work directory"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name, stage, settings, tmp_path, capsys):
+    words, sentence = MISTAKES[name]
+    assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "run", *words) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("jaxllm: ") and sentence in last, last
+
+
+def test_a_work_directory_of_another_config(stage, settings, trained, capsys):
+    assert stage("pretrain", "--config", settings, "--workdir", trained, "--config.batch_size=16") == 2
+    assert "batch_size was 8, is 16" in capsys.readouterr().err.splitlines()[-1]
+    assert stage("pretrain", "--config", settings, "--workdir", trained) == 0
+
+
+def test_a_second_process_on_the_same_work_directory(stage, settings, trained, capsys):
+    hold = (
+        f"import time; from jaxllm.training import lock\nwith lock.hold({str(trained)!r}):\n    print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    assert stage("pretrain", "--config", settings, "--workdir", trained) == 2
+    assert f"is being written by process {other.pid}" in capsys.readouterr().err.splitlines()[-1]
+    assert stage("evaluate", "--workdir", trained) == 0  # readers take no lock
+    other.kill()
+    other.wait()
+    assert stage("pretrain", "--config", settings, "--workdir", trained) == 0
+
+
+def test_a_corrupt_checkpoint_is_passed_over_and_said(stage, settings, tmp_path, capsys):
+    words = ["--config.steps=4", "--config.checkpoint.every=2"]
+    assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "run", *words) == 0
+    largest = max((tmp_path / "run/checkpoints/4").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    capsys.readouterr()
+    assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "run", *words) == 0
+    said = capsys.readouterr().err
+    assert "Checkpoint 4 was altered" in said and "Resuming at step 2 of 4" in said
+
+
+def test_data_that_changed_since_is_refused(stage, settings, trained, tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "something else entirely, and a bit longer than a window"}\n' + '{"text": "' + "and more " * 50 + '"}\n')
+    words = [f"--config.data.train={other}", "--config.data.eval_fraction=0.5"]
+    assert stage("pretrain", "--config", settings, "--workdir", trained, *words) == 2
+    assert "data.train" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("stage_name", ["evaluate", "sample"])
+def test_reading_from_what_is_no_run(stage_name, stage, tmp_path, capsys):
+    words = ["--prompt", "a"] if stage_name == "sample" else []
+    assert stage(stage_name, "--workdir", tmp_path, *words) == 2
+    assert "is not a work directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("--config.sample.temperature=-1", "below 0"),
+        ("--config.sample.top_p=0", "not a probability"),
+        ("--config.sample.max_new_tokens=2000", "exceed the model's context"),
+    ],
+)
+def test_sampling_options_out_of_range(word, sentence, stage, trained, capsys):
+    assert stage("sample", "--workdir", trained, "--prompt", "a", word) == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_is_there_at_once():
+    for words in (["--help"], ["pretrain", "--help"]):
+        began = time.monotonic()
+        out = subprocess.run([sys.executable, "-m", "jaxllm", *words], capture_output=True, text=True)
+        assert out.returncode == 0 and "usage" in out.stdout
+        assert time.monotonic() - began < 5.0  # the bar of one second is measured by `make bench`, on a quiet machine
+    loaded = subprocess.run([sys.executable, "-X", "importtime", "-m", "jaxllm", "--help"], capture_output=True, text=True).stderr
+    assert not any(line.rsplit("|", 1)[-1].strip().split(".")[0] in ("jax", "numpy", "flax") for line in loaded.splitlines())

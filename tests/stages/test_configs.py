@@ -1,0 +1,35 @@
+"""Every config in configs/ passes --check as it stands, and its :tiny argument runs a few steps."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.py"))
+ARGUMENT = {"depth.py": ":12"}
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 8
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_it_checks(path, stage, capsys):
+    assert stage(path.parent.name, "--config", f"{path}{ARGUMENT.get(path.name, '')}", "--check") == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_its_docstring_gives_the_command_and_it_is_short(path):
+    text = path.read_text()
+    assert f"--config configs/{path.parent.name}/{path.name}" in text.split('"""')[1]
+    assert len(text.splitlines()) < 100 and "import jaxllm" not in text and "from jaxllm" not in text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_tiny_runs(path, stage, corpus, tmp_path):
+    words = [f"--config.data.train={corpus}", "--config.data.workers=1", "--config.eval.batches=1", "--config.log.tensorboard=false"]
+    if path.stem == "stdlib_code":
+        words += ["--config.data.tokenizer.kind=bytes", "--config.model.vocab_size=320"]
+    assert stage(path.parent.name, "--config", f"{path}:tiny", "--workdir", tmp_path, *words) == 0
+    assert (tmp_path / "checkpoints").is_dir() and len((tmp_path / "evals.jsonl").read_text().splitlines()) >= 2
