@@ -104,7 +104,7 @@ def test_every_kernel_is_the_reference(implementation, length, block, num_kv_hea
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_without_segments_a_row_is_one_document(implementation):
     q, k, v, _ = heads(2, 2, 20)
-    got = attention(q, k, v, implementation=implementation, window=6)
+    got = jax.jit(functools.partial(attention, implementation=implementation, window=6), compiler_options=QUICK)(q, k, v)
     segments, positions = np.ones((3, 20), np.int32), np.tile(np.arange(20), (3, 1))
     np.testing.assert_allclose(got, by_definition(q, k, v, segments, positions, None, "causal", 6, None), atol=1e-5)
 
@@ -132,21 +132,18 @@ def test_a_cache_is_read_by_its_positions_and_segments():
     length = 24
     q, k, v, _ = heads(4, 2, length)
     positions = np.tile(np.arange(length, dtype=np.int32), (3, 1))
-    whole = attention(q, k, v, implementation="reference")
+    whole = jax.jit(functools.partial(attention, implementation="reference"))(q, k, v)
     order = np.random.default_rng(0).permutation(length + 5)  # a cache may hold its tokens in any order, and empty slots
     pad = lambda x: np.pad(x, [(0, 0), (0, 5)] + [(0, 0)] * (x.ndim - 2), constant_values=0)[:, order]  # noqa: E731
-    filled = pad(np.ones((3, length), np.int32))
+    cached = pad(k), pad(v), pad(positions), pad(np.ones((3, length), np.int32))
+
+    @jax.jit
+    def decode(q, position, k, v, positions, filled):
+        one = jnp.ones((3, 1), jnp.int32)
+        return attention(q, k, v, q_positions=position, kv_positions=positions, q_segments=one, kv_segments=filled, block=8)
+
     for step in (0, 7, length - 1):
-        one = attention(
-            q[:, step : step + 1],
-            pad(k),
-            pad(v),
-            q_positions=positions[:, step : step + 1],
-            kv_positions=pad(positions),
-            q_segments=np.ones((3, 1), np.int32),
-            kv_segments=filled,
-            block=8,
-        )
+        one = decode(q[:, step : step + 1], positions[:, step : step + 1], *cached)
         np.testing.assert_allclose(one[:, 0], whole[:, step], atol=1e-5)
 
 
@@ -195,30 +192,26 @@ class TestDropout:
 
     def test_the_share_is_right_and_the_mean_is_kept(self):
         ones = np.ones((4, 256, 2, H), np.float32)
-        segments = np.ones((4, 256), np.int32)
-        out = attention(
-            ones,
-            ones,
-            ones,
-            q_segments=segments,
-            kv_segments=segments,
-            kind="bidirectional",
-            dropout=0.3,
-            rng=jax.random.key(3),
-            rows=jnp.arange(4),
-        )
+        dropped = functools.partial(attention, kind="bidirectional", dropout=0.3, block=128)
+        out = jax.jit(dropped)(ones, ones, ones, rng=jax.random.key(3), rows=np.arange(4))
         kept = np.asarray(out)[..., 0] * 0.7  # the share of 256 equal probabilities that were kept, for each query
         assert abs(kept.mean() - 0.7) < 0.005
         assert kept.std() == pytest.approx(np.sqrt(0.3 * 0.7 / 256), rel=0.1)  # as of independent draws
 
 
 @pytest.mark.parametrize(
-    ("sizes", "num_kv_heads"),
-    [({"fsdp": 2, "tensor": 4}, 4), ({"replica": 2, "tensor": 4}, 2), ({"tensor": 8}, 1), ({"fsdp": 8}, 2)],
+    ("implementation", "sizes", "num_kv_heads"),
+    [
+        ("xla", {"fsdp": 2, "tensor": 4}, 4),
+        ("xla", {"replica": 2, "tensor": 4}, 2),
+        ("xla", {"tensor": 8}, 1),
+        ("xla", {"fsdp": 8}, 2),  # 8 does not divide the batch of 4
+        ("splash", {"fsdp": 2, "tensor": 4}, 4),
+        ("splash", {"replica": 2, "tensor": 4}, 2),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("implementation", ["xla", "splash"])
-def test_sharded_is_unsharded(sizes, num_kv_heads, implementation):
+def test_sharded_is_unsharded(implementation, sizes, num_kv_heads):
     segments, positions, _ = tokens(24, batch=4)
     inputs = *heads(8, num_kv_heads, 24, batch=4), segments, positions
     expected = outputs(*inputs, implementation="reference")
