@@ -94,6 +94,11 @@ def weight(kernel: jax.Array, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
     return checkpoint_name(_gathered(kernel, axes), "weight") if _sharded() else kernel
 
 
+def again(f: Callable) -> Callable:
+    """A chain of elementwise steps whose inside the backward pass computes again: cheaper than to keep its intermediates."""
+    return jax.checkpoint(f, prevent_cse=False)
+
+
 class Dense(nn.Module):
     """einsum(x, kernel) + bias with a kernel of any rank.
 
@@ -135,17 +140,23 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dims = tuple(range(-len(self.shape), 0))
-        start = nn.initializers.zeros if self.config.norm_plus_one else nn.initializers.ones
-        scale = self.param("scale", start, self.shape, self.compute.param_dtype).astype(jnp.float32)
-        y = x.astype(jnp.float32)
-        if self.config.norm == "layernorm":
-            y = y - jnp.mean(y, dims, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), dims, keepdims=True) + self.config.norm_epsilon)
-        y = y * (1 + scale if self.config.norm_plus_one else scale)
-        if self.config.norm == "layernorm" and self.config.norm_bias:
-            y = y + self.param("bias", nn.initializers.zeros, self.shape, self.compute.param_dtype).astype(jnp.float32)
-        return y.astype(self.compute.dtype)
+        config, param_dtype = self.config, self.compute.param_dtype
+        start = nn.initializers.zeros if config.norm_plus_one else nn.initializers.ones
+        scale, bias = self.param("scale", start, self.shape, param_dtype).astype(jnp.float32), None
+        if config.norm == "layernorm" and config.norm_bias:
+            bias = self.param("bias", nn.initializers.zeros, self.shape, param_dtype).astype(jnp.float32)
+
+        @again
+        def normalized(x, scale, bias):
+            dims = tuple(range(-len(self.shape), 0))
+            y = x.astype(jnp.float32)
+            if config.norm == "layernorm":
+                y = y - jnp.mean(y, dims, keepdims=True)
+            y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), dims, keepdims=True) + config.norm_epsilon)
+            y = y * (1 + scale if config.norm_plus_one else scale)
+            return (y if bias is None else y + bias).astype(self.compute.dtype)
+
+        return normalized(x, scale, bias)
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None, rows: jax.Array | None) -> jax.Array:
@@ -253,9 +264,10 @@ class MLP(nn.Module):
         _, std_out = standard_deviations(config, F)
         h = Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x)
         if config.gated_mlp:
-            h = act(Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x)) * h
+            gate = Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x)
+            h = again(lambda gate, up: act(gate) * up)(gate, h)
         else:
-            h = act(h)
+            h = again(act)(h)
         h = rules.constrain(h, "batch", "sequence", "mlp")
         out = (D,) if config.mlp_bias else None
         return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, name="down")(h)

@@ -71,16 +71,15 @@ class Model:
         hidden = jnp.zeros((B, T, config.width), self.dtype)
         stem_key, layers_key = jax.random.split(rng)
 
-        def layer(index, kind):
-            return Block(config, compute, kind).init(jax.random.fold_in(layers_key, index), hidden, 0, None, context)["params"]
+        @jax.jit  # so that it is traced once for all layers
+        def layer(index):
+            block = Block(config, compute, config.layer_kind(0))  # parameters do not depend on the kind
+            return block.init(jax.random.fold_in(layers_key, index), hidden, 0, None, context)["params"]
 
-        layers = {str(i): layer(i, config.layer_kind(i)) for i in config.remainder}
+        layers = {str(i): layer(jnp.int32(i)) for i in config.remainder}
         if config.num_repeats:
             places, whole = len(config.layer_pattern), len(config.layer_pattern) * config.num_repeats
-            layers["scanned"] = {
-                str(p): jax.vmap(lambda i, kind=kind: layer(i, kind))(jnp.arange(p, whole, places))
-                for p, kind in enumerate(config.layer_pattern)
-            }
+            layers["scanned"] = {str(p): jax.vmap(layer)(jnp.arange(p, whole, places, dtype=jnp.int32)) for p in range(places)}
         params = Stem(config, compute).init(stem_key, tokens, context)["params"]
         return self.relayout({**params, "layers": layers}, self.scan_layers)
 

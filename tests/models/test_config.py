@@ -1,0 +1,66 @@
+"""ModelConfig refuses what makes no model, by name and with the remedy, and is otherwise a plain hashable record."""
+
+import pytest
+
+from jaxllm.models.config import ModelConfig
+
+BASE = {"vocab_size": 64, "num_layers": 4, "width": 32, "num_heads": 4, "mlp_width": 64}
+
+WRONG = [
+    ({"num_heads": 5}, "does not divide by model.num_heads=5.*Choose num_heads from"),
+    ({"num_kv_heads": 3}, r"num_kv_heads=3 does not divide model.num_heads=4.*\[1, 2, 4\]"),
+    ({"vocab_size": 0}, "model.vocab_size=0 is not a size"),
+    ({"num_layers": 2.5}, "model.num_layers=2.5 is not a size"),
+    ({"activation": "swish"}, "Unknown model.activation='swish'. Choose one of: silu"),
+    ({"activation": "gelu_tan"}, "Did you mean 'gelu_tanh'"),
+    ({"norm": "rms_norm"}, "Did you mean 'rmsnorm'"),
+    ({"qk_norm": "heads"}, "Choose one of: None, head, projection"),
+    ({"block": "parallel", "norm_placement": "sandwich"}, "not a published block"),
+    ({"rope_fraction": 0.4}, "rotates 3.2 dims"),
+    ({"rope_scaling": {"rope_type": "ntk"}}, "Unknown rope_type 'ntk'.*linear, dynamic, yarn, llama3"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "positions": "learned"}, "Set positions='rope'"),
+    ({"layer_pattern": ("local",)}, "model.window=None must be >= 1"),
+    ({"layer_pattern": ("sliding",)}, "non-empty list of: global, local"),
+    ({"layer_pattern": ()}, "non-empty list"),
+    ({"window": 8}, "no 'local' layer"),
+    ({"residual_dropout": 1.0}, "not a probability"),
+    ({"logit_softcap": 0.0}, "must be positive. None turns it off"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG)
+def test_wrong_fields_are_explained(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**{**BASE, **fields})
+
+
+def test_what_is_left_out_is_derived():
+    config = ModelConfig(**BASE)
+    assert (config.num_kv_heads, config.head_dim) == (4, 8)
+    wider = config.replace(width=64, num_heads=2)
+    assert (wider.num_kv_heads, wider.head_dim) == (2, 32)
+    grouped = ModelConfig(**BASE, num_kv_heads=2, head_dim=16).replace(num_layers=8)
+    assert (grouped.num_kv_heads, grouped.head_dim) == (2, 16)
+
+
+def test_replace_names_the_nearest_field():
+    with pytest.raises(ValueError, match=r"Unknown model field 'num_layer'. Did you mean 'num_layers'"):
+        ModelConfig(**BASE).replace(num_layer=3)
+
+
+def test_equal_configs_hash_equal():
+    """It is part of what is compiled; rope_scaling and layer_pattern may come as dict and list."""
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    a = ModelConfig(**BASE, rope_scaling=scaling, layer_pattern=["local", "global"], window=4)
+    b = ModelConfig(**BASE, rope_scaling=dict(reversed(scaling.items())), layer_pattern=("local", "global"), window=4)
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a.rope_scaling_dict == scaling
+    assert a.replace(width=64).rope_scaling_dict == scaling
+
+
+@pytest.mark.parametrize(("layers", "repeats", "rest"), [(1, 0, (0,)), (6, 2, ()), (8, 2, (6, 7))])
+def test_layers_follow_the_pattern(layers, repeats, rest):
+    config = ModelConfig(**{**BASE, "num_layers": layers}, layer_pattern=("local", "local", "global"), window=4)
+    assert (config.num_repeats, config.remainder) == (repeats, rest)
+    assert [config.layer_kind(i) for i in range(layers)] == (["local", "local", "global"] * 3)[:layers]
