@@ -62,11 +62,12 @@ def test_adafactor_equals_optax_on_single_layers_and_treats_stacks_as_layers():
         return {**tree, "blocks": layer_of(tree, i)}
 
     reference = optax.adafactor(1e-2, min_dim_size_to_factor=8)
+    update = jax.jit(reference.update)
     for i in range(toy.L):
         params = layer(toy.init(), i)
         inner = reference.init(params)
         for step in range(4):
-            updates, inner = jax.jit(reference.update)(layer(toy.gradients(step), i), inner, params)
+            updates, inner = update(layer(toy.gradients(step), i), inner, params)
             params = optax.apply_updates(params, updates)
         assert_close(layer(ours, i), params, rtol=1e-4)
     rows = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.FactoredState))[0].v_row
@@ -109,7 +110,10 @@ def test_muons_first_update_equals_optax(rms):
     theirs = optax.contrib.muon(1.0, consistent_rms=rms)
     ours = make_optimizer("muon", 1.0, axes={"up": ("embed", "mlp"), "down": ("mlp", "embed")}, rms=rms, weight_decay=0.0)
     assert_close(
-        ours.update(grads, ours.init(params), params, step=0)[0], theirs.update(grads, theirs.init(params), params)[0], rtol=1e-4, atol=1e-5
+        jax.jit(ours.update)(grads, ours.init(params), params, step=0)[0],
+        theirs.update(grads, theirs.init(params), params)[0],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -190,7 +194,7 @@ def test_decay_is_for_matrices(name):
     """With zero gradients, what moves is what decays."""
     optimizer = make_optimizer(name, 0.5, axes=toy.AXES, weight_decay=0.1)
     params = toy.init()
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0)
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0)
     expected = jax.tree.map(lambda p, decays: -0.05 * p if decays else 0 * p, params, MATRICES)
     assert_close(updates, expected, atol=1e-7)
 
@@ -210,7 +214,7 @@ def test_frozen_parameters_have_no_state_and_no_update(name):
     state = optimizer.init(params)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     assert not [n for n in names if "embedding" in n or "query" in n or "norm" in n] and [n for n in names if "output" in n]
-    updates, _ = optimizer.update(toy.gradients(), state, params, step=0)
+    updates, _ = jax.eval_shape(lambda: optimizer.update(toy.gradients(), state, params, step=0))
     assert updates["embedding"] is None and updates["blocks"]["query"] is None and updates["head"] is not None
     assert optimizer.trainable(params)["blocks"] == {"query": False, "output": True, "bias": True, "up": True, "down": True, "norm": False}
 
