@@ -79,7 +79,7 @@ while True:
     step += 1
     with ledger.timed("data"):
         pass
-    ledger.add("step", 0.01, step)
+    ledger.add("step", 0.001, step)
     print(step, flush=True)
 """
 
@@ -97,7 +97,7 @@ def test_a_process_killed_at_once(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     found = goodput(JsonLines(path).read())
-    assert found["restarts"] == 1 and found["lost_seconds"] > 0.15 and 0 < found["goodput"] < 1
+    assert found["restarts"] == 1 and found["lost_seconds"] > 0.015 and 0 < found["goodput"] < 1
     assert [json.loads(line)["to"] for line in path.read_text().splitlines() if "rollback" in line] == [10]
 
 
