@@ -1,15 +1,14 @@
 """Prompts in, text out: batches of prompts in a few fixed shapes through `decode.generate`."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.data.tokenizers import Tokenizer
 from jaxllm.models.model import Model
+from jaxllm.parallel import rules
 from jaxllm.sampling.decode import generate
 
 SMALLEST = 16  # tokens in the smallest bucket of prompt lengths; each next one is twice as long
@@ -71,17 +70,12 @@ def sample_texts(
             f"A prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the model's context of {model.config.max_positions}."
             f" Shorten the prompt, or set sample.max_new_tokens to at most {max(0, model.config.max_positions - longest)}."
         )
-    run = jax.jit(
-        functools.partial(
-            generate,
-            model,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            stop_ids=(tokenizer.eos_id,),
-        )
-    )
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop_ids": (tokenizer.eos_id,)}
+
+    @jax.jit
+    def run(*arguments):  # every process gets every row
+        return jax.tree.map(lambda x: rules.constrain(x, *(None,) * x.ndim), generate(model, *arguments, **options))
+
     jobs = [(p, s) for p in range(len(prompts)) for s in range(num_samples)]
     for first in range(0, len(jobs), batch_size):
         part = jobs[first : first + batch_size]
@@ -90,9 +84,9 @@ def sample_texts(
         tokens = np.zeros((batch_size, width), np.int32)
         for row, (p, _) in enumerate(rows):
             tokens[row, : len(ids[p])] = ids[p]
-        lengths = jnp.array([len(ids[p]) for p, _ in rows], jnp.int32)
-        names = jnp.array([p * num_samples + s for p, s in rows], jnp.int32)
-        out = jax.device_get(run(params, jnp.asarray(tokens), lengths, jax.random.key(seed), names))
+        lengths = np.array([len(ids[p]) for p, _ in rows], np.int32)
+        names = np.array([p * num_samples + s for p, s in rows], np.int32)
+        out = jax.device_get(run(params, tokens, lengths, jax.random.key(seed), names))
         for row, (p, s) in enumerate(part):
             size = int(out.lengths[row])
             new = out.tokens[row, :size].tolist()
