@@ -176,37 +176,38 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None, rows: jax.Array | 
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def look_up(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
-    """Rows of a stored [V, D] table, which may be cut over both dims; an index outside of it gives NaN.
+def look_up(table: jax.Array, index: jax.Array, dtype: str, axes: rules.LogicalAxes = ("vocab", "embed")) -> jax.Array:
+    """Rows of a stored table, which may be cut over both dims; an index outside of it gives NaN.
 
-    On a mesh every device reads what its part of V holds, and the parts are summed. D is gathered over `fsdp` for the read, so that the
-    gradient, which is as large as the table, is scattered back over `fsdp` instead of being kept whole on every device.
+    On a mesh every device reads what its part of the rows holds, and the parts are summed. D is gathered over `fsdp` for the read, so that
+    the gradient, which is as large as the table, is scattered back over `fsdp` instead of being kept whole on every device.
 
     Args:
-      table: [V, D], stored as ("vocab", "embed").
-      tokens: int [B, T].
+      table: [V, D].
+      index: int [B, T].
+      dtype: of the result.
+      axes: logical names of the table's dims, as it is stored.
 
     Returns:
-      dtype [B, T, D].
+      [B, T, D].
     """
-    if not _sharded():
-        return jnp.take(table, tokens, axis=0).astype(dtype)
-    vocab, embed = rules.STORED["vocab"], rules.STORED["embed"]
     size = table.shape[0]
+    if not _sharded():
+        return jnp.take(table, jnp.where(index < 0, size, index), axis=0).astype(dtype)
+    row_axis, embed_axis = (None if name is None else rules.STORED[name] for name in axes)
 
-    def local(block, tokens):
-        block = jax.lax.all_gather(block, embed, axis=1, tiled=True)
-        index = tokens - jax.lax.axis_index(vocab) * block.shape[0]
-        index = jnp.where((index < 0) | (tokens >= size), block.shape[0], index)  # a negative index would count from the end
-        rows = jnp.take(block, index, axis=0, mode="fill", fill_value=0).astype(dtype)
-        return jax.lax.psum(rows, vocab)
+    def local(block, index):
+        block = jax.lax.all_gather(block, embed_axis, axis=1, tiled=True)
+        if row_axis is None:
+            return jnp.take(block, index, axis=0, mode="clip").astype(dtype)
+        own = index - jax.lax.axis_index(row_axis) * block.shape[0]
+        own = jnp.where((own < 0) | (index >= size), block.shape[0], own)  # a negative index would count from the end
+        return jax.lax.psum(jnp.take(block, own, axis=0, mode="fill", fill_value=0).astype(dtype), row_axis)
 
-    tokens_spec, out_spec = rules.spec(("batch", "sequence"), rules.COMPUTE), rules.spec(("batch", "sequence", "embed"), rules.COMPUTE)
-    table_spec = rules.spec(("vocab", "embed"), rules.STORED)
-    mesh = rules.ambient_mesh()
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=(table_spec, tokens_spec), out_specs=out_spec, check_vma=False)
-    rows = mapped(table, tokens)
-    return jnp.where(((tokens >= 0) & (tokens < size))[..., None], rows, jnp.nan)
+    specs = rules.spec(axes, rules.STORED), rules.spec(("batch", "sequence"), rules.COMPUTE)
+    out = rules.spec(("batch", "sequence", "embed"), rules.COMPUTE)
+    rows = jax.shard_map(local, mesh=rules.ambient_mesh(), in_specs=specs, out_specs=out, check_vma=False)(table, index)
+    return jnp.where(((index >= 0) & (index < size))[..., None], rows, jnp.nan)
 
 
 class Embedding(nn.Module):
@@ -225,7 +226,7 @@ class Embedding(nn.Module):
             x = x * jnp.asarray(math.sqrt(config.width), compute.dtype)
         if config.positions == "learned":
             learned = self.param("positions", nn.initializers.normal(std), (config.max_positions, config.width), compute.param_dtype)
-            x = x + jnp.take(weight(learned, AXES["embedding/positions"], compute.dtype), positions, axis=0)
+            x = x + look_up(learned, positions, compute.dtype, AXES["embedding/positions"])
         return rules.constrain(x, "batch", "sequence", "embed")
 
 

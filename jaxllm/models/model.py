@@ -1,6 +1,7 @@
 """Model: the whole of a language model behind one hashable record of pure functions."""
 
 import difflib
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class Model:
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh parameters; the same draws in either layout of the layers and on any mesh (equal to the last bit or so)."""
-        config, compute = self.config, self._compute("causal")
+        config, compute = self.config, Compute(self.dtype, self.param_dtype, attention="reference")  # the quickest to trace
         # A batch and a length that every mesh can cut; only shapes depend on it, and the forward itself is never run.
         B, T = rules.ways("batch"), rules.ways("sequence")
         tokens = jnp.zeros((B, T), jnp.int32)
@@ -85,7 +86,7 @@ class Model:
 
     def abstract(self) -> Params:
         """The parameters as ShapeDtypeStructs."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: leaf, _abstract(self))
 
     def axes(self) -> Params:
         """The parameters' tree with a tuple of logical axis names for each."""
@@ -231,3 +232,8 @@ class Model:
                 f"{length} tokens are more than the {self.config.max_positions} learned positions of this model. "
                 f"Set sequence_length to at most {self.config.max_positions}, or model.max_positions to at least {length}."
             )
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract(model: Model) -> Params:
+    return jax.eval_shape(model.init, jax.random.key(0))

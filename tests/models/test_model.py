@@ -22,7 +22,8 @@ SMALL = {"vocab_size": 64, "width": 32, "num_heads": 2, "num_kv_heads": 2, "head
 GEMMA = preset("tiny_gemma2").replace(**SMALL, num_layers=3)  # two places in the pattern and one layer left over
 LITTLE = {name: {**SMALL, "num_layers": 2} for name in TINY}
 LITTLE["tiny_gemma3"] = {**SMALL, "num_layers": 3, "layer_pattern": ("local", "global")}
-DROPPING = GEMMA.replace(residual_dropout=0.2, attention_dropout=0.3, embedding_dropout=0.1)
+LLAMA = preset("tiny_llama3").replace(**SMALL, num_layers=2)
+DROPPING = LLAMA.replace(residual_dropout=0.2, attention_dropout=0.3, embedding_dropout=0.1)
 
 
 @functools.cache
@@ -46,13 +47,12 @@ def equal(a, b, tolerance=1e-5):
 
 
 @functools.cache
-def scanned_reference():
-    model = Model(GEMMA)
-    return quick_jit(jax.value_and_grad(functools.partial(loss, model)))(params_of(GEMMA), tokens_of(GEMMA))
+def scanned_reference(config):
+    return quick_jit(jax.value_and_grad(functools.partial(loss, Model(config))))(params_of(config), tokens_of(config))
 
 
 def test_scanned_equals_unscanned():
-    value, grads = scanned_reference()
+    value, grads = scanned_reference(GEMMA)
     model = Model(GEMMA, scan_layers=False)
     params = model.relayout(params_of(GEMMA), False)
     other, other_grads = quick_jit(jax.value_and_grad(functools.partial(loss, model)))(params, tokens_of(GEMMA))
@@ -62,9 +62,9 @@ def test_scanned_equals_unscanned():
 
 @pytest.mark.parametrize("remat", [name for name in POLICIES if name != "none"])
 def test_remat_changes_nothing(remat):
-    value, grads = scanned_reference()
-    model = Model(GEMMA, remat=remat)
-    other, other_grads = quick_jit(jax.value_and_grad(functools.partial(loss, model)))(params_of(GEMMA), tokens_of(GEMMA))
+    value, grads = scanned_reference(LLAMA)
+    model = Model(LLAMA, remat=remat)
+    other, other_grads = quick_jit(jax.value_and_grad(functools.partial(loss, model)))(params_of(LLAMA), tokens_of(LLAMA))
     np.testing.assert_allclose(value, other, rtol=1e-6)
     equal(other_grads, grads)
 
@@ -83,13 +83,23 @@ def test_remat_policies_keep_less_and_less():
     assert none > minimal > dots > full
 
 
+def test_offload_says_when_there_is_nowhere_to(monkeypatch):
+    class Device:
+        def addressable_memories(self):
+            return [type("Memory", (), {"kind": "device"})]
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    with pytest.raises(ValueError, match=r"needs the memory 'pinned_host'.* has only: device. Choose remat='full'"):
+        Model(GEMMA, remat="offload").apply(params_of(GEMMA), tokens_of(GEMMA))
+
+
 def test_fresh_parameters_are_the_same_in_either_layout():
     """And no two layers start equal."""
-    config = GEMMA.replace(num_layers=5)
+    config = GEMMA.replace(num_layers=4, layer_pattern=("local", "global", "global"))
     scanned, single = (quick_jit(Model(config, scan_layers=scan).init)(jax.random.key(0)) for scan in (True, False))
     equal(Model(config).relayout(jax.device_get(single), True), scanned, 1e-6)
     first = [float(layer["mlp"]["up"]["kernel"][0, 0]) for layer in jax.device_get(single)["layers"].values()]
-    assert len(set(first)) == 5
+    assert len(set(first)) == 4
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "masked"])

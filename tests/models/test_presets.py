@@ -9,8 +9,9 @@ import pytest
 from jaxllm.models import counts
 from jaxllm.models.presets import PUBLISHED, TINY, depth, preset
 
-# Exact parameters as the published checkpoints hold them (safetensors' own totals on each model's page, tied embeddings once). Gemma 3 from 4B
-# on: the page's total less SigLIP's 416,866,032 and the projector's 1152 (D + 1). GPT-2 and Pythia: without the buffers of attention masks.
+# Exact parameters of the published checkpoints: safetensors' totals on each model's page, tied embeddings once. Gemma 3 from 4B on: that
+# total less SigLIP's 416,866,032 and the projector's 1152 (D + 1). GPT-2 and Pythia: without the buffers of attention masks. The shapes
+# behind them were compared with github.com/Lightning-AI/litgpt, litgpt/config.py (which lacks GPT-2, Gemma 3 270M, OLMo 2 1B and 32B).
 PARAMETERS = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,

@@ -79,7 +79,18 @@ def check(value, grads, expected_value, expected_grads):
     total = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(expected_grads)))
     assert abs(value - expected_value) < 1e-6 * abs(expected_value)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
-        assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b) + 1e-9 * total, rules.path_name(path)  # a key's bias has none but rounding
+        name = rules.path_name(path)
+        if name.endswith("key/bias"):  # softmax does not see it: its gradient is 0 but for rounding
+            assert max(np.linalg.norm(a), np.linalg.norm(b)) < 1e-7 * total, name
+        else:
+            assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b), name
+
+
+def no_device_holds_a_whole_table(text: str, V: int, D: int):
+    """Nothing as large as the embedding is all-reduced: its gradient is scattered as it is summed."""
+    assert f"f32[{V},{D // 8}]" in text  # a device's part
+    reduced = [line for line in text.splitlines() if " all-reduce(" in line and f"[{V},{D}]" in line]
+    assert not reduced, reduced
 
 
 CASES = [("llama", "replica"), ("llama", "fsdp"), ("llama", "tensor"), ("llama", "context"), ("llama", "three")]
@@ -89,8 +100,10 @@ CASES += [("gpt2", "three"), ("olmo2", "tensor"), ("gemma", "all")]
 @pytest.mark.parametrize(("name", "mesh"), CASES)
 def test_sharded_equals_unsharded(name, mesh):
     params, *expected = alone(name)
-    value, grads, _ = on_mesh(Model(MODELS[name]), MESHES[mesh], params, batch(320))
+    value, grads, text = on_mesh(Model(MODELS[name]), MESHES[mesh], params, batch(320))
     check(value, grads, *expected)
+    if mesh == "fsdp":
+        no_device_holds_a_whole_table(text, MODELS[name].vocab_size, MODELS[name].width)
 
 
 def test_zigzag_order_and_ring_change_nothing():
@@ -99,13 +112,3 @@ def test_zigzag_order_and_ring_change_nothing():
     data = {k: v[:, order] for k, v in batch(320).items()}
     value, grads, _ = on_mesh(Model(MODELS["llama"], context="ring", remat="full"), {"fsdp": 2, "context": 4}, params, data)
     check(value, grads, *expected)
-
-
-def test_no_device_holds_a_whole_gradient():
-    """On fsdp=8 nothing as large as the float32 embedding table is all-reduced: gradients are scattered as they are summed."""
-    params, *_ = alone("llama")
-    _, _, text = on_mesh(Model(MODELS["llama"]), MESHES["fsdp"], params, batch(320))
-    D, V = MODELS["llama"].width, MODELS["llama"].vocab_size
-    assert f"f32[{V},{D // 8}]" in text  # the table's part
-    reduced = [line for line in text.splitlines() if " all-reduce(" in line and f"[{V},{D}]" in line]
-    assert not reduced, reduced
