@@ -8,11 +8,12 @@ import os
 import resource
 import statistics
 import time
+from pathlib import Path
 
-STARTED = time.time() - max(
-    0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(open("/proc/self/stat").read().split()[21]) / os.sysconf("SC_CLK_TCK")
-)
-SPEC = json.load(open(os.environ["BENCH_SPEC"]))
+from jaxllm.training.goodput import process_age
+
+STARTED = time.time() - process_age()
+SPEC = json.loads(Path(os.environ["BENCH_SPEC"]).read_text())
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ.get("ONEDNN", "1") == "1":
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_custom_call=true " + os.environ.get("XLA_FLAGS", "")
@@ -51,7 +52,7 @@ def make_model() -> Model:
     )
     pure = DTYPE == "bfloat16-pure"
     compute = {"dtype": "float32" if DTYPE == "float32" else "bfloat16", "param_dtype": "bfloat16" if pure else "float32"}
-    return Model(config, **({"scan_layers": False} | compute | OPTIONS))
+    return Model(config, **(compute | OPTIONS))
 
 
 def load_params(model: Model) -> dict:

@@ -8,7 +8,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600 " + os.environ.get("XLA_FLAGS", "")
 )
 
-import jax  # noqa: E402  (the flags above are read when JAX starts)
+import jax
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / f"jax-{jax.__version__}"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

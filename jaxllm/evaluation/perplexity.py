@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "tokens")  # what `perplexity` returns
+
 
 def perplexity(
     sums: Callable[[Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]], params: Any, batches: Iterable[Mapping[str, jax.Array]]

@@ -133,7 +133,7 @@ def ways(logical: str, rules: Rules = COMPUTE) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None, rules: Rules = COMPUTE) -> jax.Array:
-    """Pins the sharding of an activation by the logical names of its dims; outside of a mesh, and inside a manual region, it does nothing."""
+    """Pins the sharding of an activation by the logical names of its dims; outside of a mesh or inside a manual region it does nothing."""
     mesh = ambient_mesh()
     if mesh is None or mesh.size == 1 or not all(t == jax.sharding.AxisType.Auto for t in mesh.axis_types):
         return x

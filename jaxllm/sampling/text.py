@@ -70,7 +70,13 @@ def sample_texts(
             f"A prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the model's context of {model.config.max_positions}."
             f" Shorten the prompt, or set sample.max_new_tokens to at most {max(0, model.config.max_positions - longest)}."
         )
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop_ids": (tokenizer.eos_id,)}
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop_ids": (tokenizer.eos_id,),
+    }
 
     @jax.jit
     def run(*arguments):  # every process gets every row

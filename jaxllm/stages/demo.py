@@ -106,12 +106,13 @@ def verdict(run: Path, page: Path, killed_at: int | None, seconds: float) -> int
     from jaxllm.stages import workdir
 
     baselines = workdir.read(run)["baselines"]
-    evals = read_jsonl(run / "evals.jsonl")
+    evals = [record for record in read_jsonl(run / "evals.jsonl") if "loss" in record]
     first, last = evals[0], evals[-1]
     spent = goodput(read_jsonl(run / "goodput.jsonl"))
     better = last["bits_per_byte"] < baselines["unigram_bits_per_byte"]
     print(
-        f"held-out bits per byte: {first['bits_per_byte']:.3f} at step {first['step']} -> {last['bits_per_byte']:.3f} at step {last['step']}"
+        f"held-out bits per byte: {first['bits_per_byte']:.3f} at step {first['step']},"
+        f" {last['bits_per_byte']:.3f} at step {last['step']}"
         f" (unigram baseline {baselines['unigram_bits_per_byte']:.3f})\n"
         f"restarts: {spent['restarts']}; steps taken again: {spent['lost_seconds']:.1f} s of work\n"
         f"{seconds:.0f} s in all on {os.cpu_count()} cores. Open {page}",

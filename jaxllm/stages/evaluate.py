@@ -6,15 +6,12 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxllm.evaluation.perplexity import perplexity
+from jaxllm.evaluation.perplexity import SCORES, perplexity
 from jaxllm.parallel import hosts
-from jaxllm.parallel.mesh import make_mesh
 from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.stages.init_from import open_model
 from jaxllm.stages.pretrain import eval_sums
-
-COLUMNS = ("loss", "perplexity", "bits_per_byte", "accuracy", "tokens")
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
@@ -23,7 +20,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     setup.backend_flags(config, trains=False)
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
-    mesh = make_mesh(setup.mesh_sizes(config))
+    mesh = setup.reading_mesh(config)
     prepared = setup.data(config)
     _, model, params, step = open_model(args.workdir, mesh, args.step)
     sums = eval_sums(config, model, prepared.tokenizer.token_bytes())
@@ -47,9 +44,9 @@ def show(scores: dict[str, dict[str, float]], title: str) -> None:
 
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("set")
-    for column in COLUMNS:
+    for column in SCORES:
         table.add_column(column, justify="right")
     for name, row in scores.items():
-        cells = [f"{row[c]:,.0f}" if c == "tokens" else f"{row[c]:.4f}" if c in row else "-" for c in COLUMNS]
+        cells = [f"{row[c]:,.0f}" if c == "tokens" else f"{row[c]:.4f}" if c in row else "-" for c in SCORES]
         table.add_row(name, *cells)
     Console(stderr=True).print(table)

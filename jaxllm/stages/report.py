@@ -105,6 +105,11 @@ def section(workdir: Path) -> str:
         for key, label in (("learning_rate", "learning rate"), ("grad_norm", "gradient norm"), ("tokens_per_second", "tokens per second")):
             if points(metrics, key)[0]:
                 parts += [f"<h3>{label.capitalize()}</h3>", curves({label: points(metrics, key)}, label)]
+    epochs = [r for r in evals if r["name"] == "epochs"]
+    if epochs:
+        rows = [(name, float(times)) for name, times in epochs[-1].items() if name not in ("step", "name")]
+        parts += ["<h3>Epochs of each source</h3>", table(rows, ["source", "times seen"])]
+        evals = [r for r in evals if r["name"] != "epochs"]
     if evals:
         last = {r["name"]: r for r in evals}
         keys = [k for k in ("step", "loss", "perplexity", "bits_per_byte", "tokens") if any(k in r for r in last.values())]
@@ -133,7 +138,8 @@ def write_report(workdirs: Sequence[Path], output: Path) -> Path:
             raise ValueError(f"{workdir} is not a work directory: it has no config.json. Give the --workdir of a run.")
     body = "\n<hr>\n".join(section(workdir) for workdir in workdirs)
     title = html.escape(", ".join(w.name for w in workdirs))
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>jaxllm report</h1>{body}</html>'
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    page = f'<!doctype html><html lang="en">{head}<h1>jaxllm report</h1>{body}</html>'
     output.write_text(page, encoding="utf-8")
     return output
 

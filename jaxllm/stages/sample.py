@@ -11,7 +11,6 @@ from etils import epath
 
 from jaxllm.data.tokenizers import Tokenizer
 from jaxllm.parallel import hosts
-from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.text import Sample, sample_texts
 from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
@@ -43,7 +42,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     setup.backend_flags(config, trains=False)
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
-    mesh = make_mesh(setup.mesh_sizes(config))
+    mesh = setup.reading_mesh(config)
     tokenizer: Tokenizer = setup.data(config).tokenizer
     _, model, params, step = open_model(args.workdir, mesh, args.step)
     section = config.sample

@@ -64,6 +64,18 @@ def mesh_sizes(config: ConfigDict) -> dict[str, int]:
     return {axis: config.parallel[axis] for axis in AXES}
 
 
+def reading_mesh(config: ConfigDict) -> Any:
+    """The mesh for stages that only read a run: its own where that fits the devices at hand, else all of them along `fsdp` (and said)."""
+    from jaxllm.parallel import hosts
+    from jaxllm.parallel.mesh import make_mesh
+
+    try:
+        return make_mesh(mesh_sizes(config))
+    except ValueError as error:
+        hosts.say(f"{error} All devices go to fsdp.")
+        return make_mesh()
+
+
 def compute_dtype(config: ConfigDict) -> str:
     """`model.dtype`, with auto resolved: bfloat16 where the hardware has it, float32 on a CPU."""
     if config.model.dtype != "auto":
@@ -225,14 +237,27 @@ def own_rows(config: ConfigDict, mesh: Any) -> Any:
     return rows_needed(NamedSharding(mesh, rules.spec(("batch",), rules.COMPUTE)), config.batch_size)
 
 
-def feed(config: ConfigDict, mesh: Any, prepared: Any) -> Any:
-    """The endless batches of the training split."""
-    from jaxllm.data.pipeline import Feed, Reader
+def reader(config: ConfigDict, prepared: Any) -> Any:
+    """The rows of the training split: a pure function of the step."""
+    from jaxllm.data.pipeline import Reader
+    from jaxllm.data.remote import is_remote
 
     streams = prepared.streams("train")
-    weights = source_weights(config, list(streams))
-    reader = Reader(streams, sequence_length=config.sequence_length, batch_size=config.batch_size, seed=config.seed, weights=weights)
-    return Feed(reader, placement(config, mesh), rows=own_rows(config, mesh), prefetch=config.data.prefetch)
+    return Reader(
+        streams,
+        sequence_length=config.sequence_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        weights=source_weights(config, list(streams)),
+        threads=16 if is_remote(prepared.folder) else 1,
+    )
+
+
+def feed(config: ConfigDict, mesh: Any, rows: Any) -> Any:
+    """The endless batches of a reader, on the mesh."""
+    from jaxllm.data.pipeline import Feed
+
+    return Feed(rows, placement(config, mesh), rows=own_rows(config, mesh), prefetch=config.data.prefetch)
 
 
 def source_weights(config: ConfigDict, names: list[str]) -> dict[str, float] | None:

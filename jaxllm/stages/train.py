@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxllm.evaluation.perplexity import perplexity, unigram
+from jaxllm.evaluation.perplexity import SCORES, perplexity, unigram
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.mesh import AXES, make_mesh, resolve_sizes
 from jaxllm.parallel.stops import StopRequests
@@ -161,11 +161,28 @@ def run(stage: str, config: ConfigDict, folder: str, make_objective: Callable, m
     return 75 if ended.reason == "stopped" else 0
 
 
+def check_metric(key: str, metric: str | None, sets: Sequence[str]) -> None:
+    """Refuses a metric that no evaluation of this run will report: it would be waited for in silence.
+
+    Raises:
+      ValueError: names the metrics there will be.
+    """
+    known = [f"{name}/{metric}" for name in sets for metric in SCORES]
+    if metric and metric not in known:
+        raise ValueError(
+            f"{key}={metric!r} will never be reported. Choose one of: {', '.join(known) or 'none, there is no validation set'}."
+        )
+
+
 def build(config: ConfigDict, make_objective: Callable) -> Run:
     """Mesh, data, model, optimizer: everything that needs no memory on a device yet."""
+    if config.checkpoint.export_every:
+        raise ValueError("checkpoint.export_every is not supported yet: exports come with `jaxllm convert`. Leave it at 0.")
     mesh = make_mesh(setup.mesh_sizes(config))
     check_batch(config, dict(mesh.shape))
     prepared = setup.data(config)
+    for key, metric in (("checkpoint.best", config.checkpoint.best), ("early_stopping.metric", config.early_stopping.metric)):
+        check_metric(key, metric, list(prepared.streams("eval")))
     model = setup.model(config, prepared.tokenizer.vocab_size)
     return Run(config, mesh, prepared, model, setup.optimizer(config, model.axes()), make_objective(config, model))
 
@@ -185,7 +202,9 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
     )
     with writer.timed("restore"):
         state, feed_state = start_state(made, checkpoints, {name: metadata[name] for name in ("tokenizer", "data")})
-    feed = setup.feed(config, mesh, prepared)
+    checkpoints.prepare(state)
+    reader = setup.reader(config, prepared)
+    feed = setup.feed(config, mesh, reader)
     if feed_state is not None:
         feed.restore(feed_state)
     baseline = unigram_baseline(prepared)
@@ -196,11 +215,11 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
     for line in startup_lines(made, state, flags, resumed=feed_state is not None):
         hosts.say(line)
     update = jit_step(make_update(config, model, made.objective, made.optimizer), state)
+    every, early = config.eval.every or config.steps, config.early_stopping
     evals = [
-        Eval(name, config.eval.every or config.steps, functools.partial(_score, made, sums, stream), at_start=True)
-        for name, stream in prepared.streams("eval").items()
+        Eval(name, every, functools.partial(_score, made, sums, stream), at_start=True) for name, stream in prepared.streams("eval").items()
     ]
-    early = config.early_stopping
+    evals.append(Eval("epochs", every, lambda state: reader.epochs(int(state.step))))
     with jax.set_mesh(mesh), contextlib.closing(feed):
         return fit(
             state,
@@ -227,7 +246,7 @@ def start_state(made: Run, checkpoints: Checkpoints, expect: Mapping[str, Any]) 
         saved_model = dataclasses.replace(model, scan_layers=found.metadata["scan_layers"])
         saved_optimizer = setup.optimizer(config, saved_model.axes())
         like = states.abstract(init_params(config, saved_model), saved_optimizer, mesh, saved_model.axes(), **state_options(config))
-        restored = checkpoints.restore(like, step=found.step, expect=expect)
+        restored = checkpoints.restore(like, step=found, expect=expect)
         assert restored is not None
         state = restored.state
         if saved_model.scan_layers != model.scan_layers:

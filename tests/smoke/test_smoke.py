@@ -18,7 +18,8 @@ CONFIG = """from ml_collections import ConfigDict
 
 def get_config():
     return ConfigDict({{"steps": 40, "batch_size": 8, "sequence_length": 32, "onednn": "off", "model": {{"preset": "tiny"}},
-                       "optimizer": {{"learning_rate": 3e-3}}, "schedule": {{"warmup": 4}}, "checkpoint": {{"every": 10}}, "log": {{"every": 1}},
+                       "optimizer": {{"learning_rate": 3e-3}}, "schedule": {{"warmup": 4}},
+                       "checkpoint": {{"every": 10}}, "log": {{"every": 1}},
                        "eval": {{"every": 20, "batches": 2}},
                        "data": {{"train": [{{"path": {path!r}}}], "workers": 1, "eval_fraction": 0.2}}}})
 """
@@ -61,7 +62,8 @@ def pretrain(place, workdir, *words):
 
 def records(workdir, name="metrics"):
     path = workdir / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [record for record in found if record.get("name") != "epochs"]
 
 
 def losses(workdir):

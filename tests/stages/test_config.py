@@ -67,7 +67,7 @@ def test_a_mistake_is_one_sentence_with_the_nearest_key(settings, sentence):
 
 @pytest.mark.parametrize("word", ["--cofnig.steps=3", "steps=3", "--config.steps"])
 def test_an_argument_of_another_form_is_refused(word):
-    with pytest.raises(ValueError, match="argument|has no value"):
+    with pytest.raises(ValueError, match=r"argument|has no value"):
         configs.parse_overrides([word])
 
 
