@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "optimizer": {"name": "adamw", "learning_rate": 3e-4, "b2": 0.95, "weight_decay": 0.1},
             "schedule": {"name": "cosine", "warmup": 2 if tiny else 2000, "final": 0.1},
             "remat": "full",
+            "microbatches": 1 if tiny else 2,
             "parallel": {"fsdp": -1} if tiny else {"fsdp": 8},
             "checkpoint": {"every": 500, "every_minutes": 30.0, "keep": 3},
             "eval": {"every": 1000, "batches": 8 if tiny else 64},
