@@ -8,7 +8,7 @@ import jax
 
 from jaxllm.evaluation.perplexity import SCORES, perplexity
 from jaxllm.parallel import hosts
-from jaxllm.stages import setup, workdir
+from jaxllm.stages import inputs, setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.stages.init_from import open_model
 from jaxllm.stages.pretrain import eval_sums
@@ -21,13 +21,13 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
     mesh = setup.reading_mesh(config)
-    prepared = setup.data(config)
+    prepared = inputs.data(config)
     _, model, params, step = open_model(args.workdir, mesh, args.step)
     sums = eval_sums(config, model, prepared.tokenizer.token_bytes())
     scores = {}
     with jax.set_mesh(mesh):
         for name, stream in prepared.streams("eval").items():
-            scores[name] = perplexity(sums, params, setup.eval_batches(config, mesh, stream))
+            scores[name] = perplexity(sums, params, inputs.eval_batches(config, mesh, stream))
             if hosts.is_first():
                 print(json.dumps({"step": step, "name": name, **scores[name]}), flush=True)
     show(scores, f"{args.workdir}, step {step}")

@@ -48,7 +48,7 @@ SHARED: dict[str, Key] = {
     "data.stage_to": Key(None, str, "copy remote token files to this local folder first", resume=True),
     "data.cache": Key(None, str, "where blocks of remote token files are kept (None: ~/.cache/jaxllm)", resume=True),
     "data.prefetch": Key(2, int, "batches read ahead", resume=True),
-    "objective": Key("causal", str, "which tokens a token may see: causal or prefix"),
+    "objective": Key("causal", str, "what is predicted from what: causal (prefix, masked and span come later)"),
     "z_loss": Key(0.0, float, "coefficient of the squared log-normaliser"),
     "optimizer.name": Key("adamw", str, "adamw, adafactor, lion, sgd, muon"),
     "optimizer.learning_rate": Key(3e-4, float, "peak learning rate"),

@@ -24,6 +24,7 @@ from jaxllm.data.token_files import INDEX_FILE, write_file
 from jaxllm.data.tokenizer_training import train_sentencepiece
 from jaxllm.data.tokenizers import Tokenizer, check_spec, load_tokenizer, make_tokenizer, needs_training
 from jaxllm.data.workers import Submit, pool, reports
+from jaxllm.stages.config import load
 
 KEYS = ("train", "eval", "tokenizer", "prepared", "eval_fraction", "dedup", "filters", "max_bad_share", "workers")
 READ_KEYS = ("stage_to", "cache", "cache_bytes")  # of open_prepared: they change nothing of what is prepared
@@ -48,12 +49,18 @@ def note(prepared: Prepared, workdir: str | os.PathLike) -> None:
     write_file(Path(workdir, "prepare.json"), (json.dumps(said, indent=1) + "\n").encode())
 
 
+def settings_of(config: Any) -> dict[str, Any]:
+    """The part of a config that `prepare` reads, without what was left empty."""
+    section = config.data.to_dict()
+    wanted = {key: section[key] for key in (*KEYS, "stage_to", "cache") if section[key] not in (None, [], {})}
+    if wanted.get("prepared") and not wanted.get("train"):  # made elsewhere: its own record says how
+        return {key: wanted[key] for key in ("prepared", "stage_to", "cache") if key in wanted}
+    return wanted
+
+
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm prepare --config F [--workdir D]`: the token files of a config, where `pretrain` will look for them."""
-    from jaxllm.stages.config import load
-    from jaxllm.stages.setup import data_settings
-
-    prepared = prepare(data_settings(load(args.config, overrides)))
+    prepared = prepare(settings_of(load(args.config, overrides)))
     if args.workdir:
         note(prepared, args.workdir)
     print(prepared.folder)

@@ -1,4 +1,4 @@
-"""Pretraining: token files -> a language model that predicts the next token, causally or with a bidirectional prefix."""
+"""Pretraining: token files -> a language model that predicts the next token."""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxllm.models.model import Model
 from jaxllm.stages import setup, train
 from jaxllm.stages.config import load
 
-OBJECTIVES = ("causal", "prefix")  # kinds of attention that pretraining knows
+OBJECTIVES = ("causal",)  # prefix, masked and span objectives come with their rows
 
 
 def objective(config: ConfigDict, model: Model) -> train.Objective:

@@ -12,7 +12,7 @@ from etils import epath
 from jaxllm.data.tokenizers import Tokenizer
 from jaxllm.parallel import hosts
 from jaxllm.sampling.text import Sample, sample_texts
-from jaxllm.stages import setup, workdir
+from jaxllm.stages import inputs, setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.stages.init_from import open_model
 
@@ -43,7 +43,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
     mesh = setup.reading_mesh(config)
-    tokenizer: Tokenizer = setup.data(config).tokenizer
+    tokenizer: Tokenizer = inputs.data(config).tokenizer
     _, model, params, step = open_model(args.workdir, mesh, args.step)
     section = config.sample
     with jax.set_mesh(mesh):

@@ -17,7 +17,7 @@ from jaxllm.evaluation.perplexity import SCORES, perplexity, unigram
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.mesh import AXES, make_mesh, resolve_sizes
 from jaxllm.parallel.stops import StopRequests
-from jaxllm.stages import setup, workdir
+from jaxllm.stages import inputs, setup, workdir
 from jaxllm.stages.config import as_dict
 from jaxllm.stages.init_from import initial_weights
 from jaxllm.training import lock
@@ -48,8 +48,6 @@ def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     B, T = config.batch_size, config.sequence_length
     kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "segments": jnp.int32, "positions": jnp.int32}
     batch = {name: jax.ShapeDtypeStruct((B, T), dtype) for name, dtype in kinds.items()}
-    if config.objective == "prefix":
-        batch["prefix"] = jax.ShapeDtypeStruct((B, T), jnp.bool_)
     return batch | {"row": jax.ShapeDtypeStruct((B,), jnp.int32)}
 
 
@@ -180,7 +178,7 @@ def build(config: ConfigDict, make_objective: Callable) -> Run:
         raise ValueError("checkpoint.export_every is not supported yet: exports come with `jaxllm convert`. Leave it at 0.")
     mesh = make_mesh(setup.mesh_sizes(config))
     check_batch(config, dict(mesh.shape))
-    prepared = setup.data(config)
+    prepared = inputs.data(config)
     for key, metric in (("checkpoint.best", config.checkpoint.best), ("early_stopping.metric", config.early_stopping.metric)):
         check_metric(key, metric, list(prepared.streams("eval")))
     model = setup.model(config, prepared.tokenizer.vocab_size)
@@ -203,8 +201,8 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
     with writer.timed("restore"):
         state, feed_state = start_state(made, checkpoints, {name: metadata[name] for name in ("tokenizer", "data")})
     checkpoints.prepare(state)
-    reader = setup.reader(config, prepared)
-    feed = setup.feed(config, mesh, reader)
+    reader = inputs.reader(config, prepared)
+    feed = inputs.feed(config, mesh, reader)
     if feed_state is not None:
         feed.restore(feed_state)
     baseline = unigram_baseline(prepared)
@@ -292,7 +290,7 @@ def unigram_baseline(prepared: Any) -> dict[str, float]:
 def _score(made: Run, sums: Callable, stream: Any, state: Any) -> dict[str, float]:
     """Perplexity of the state's weights (the moving average if there is one) on one validation set."""
     params = state.params if state.ema is None else state.ema
-    return perplexity(sums, params, setup.eval_batches(made.config, made.mesh, stream))
+    return perplexity(sums, params, inputs.eval_batches(made.config, made.mesh, stream))
 
 
 def make_writer(made: Run, folder: str) -> Writer:

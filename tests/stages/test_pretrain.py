@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxllm.stages import config as configs
+from jaxllm.stages import inputs, pretrain, train
 from jaxllm.stages import prepare as preparing
-from jaxllm.stages import pretrain, setup, train
 from jaxllm.training import state as states
 from jaxllm.training.step import jit_step
 
@@ -95,7 +95,7 @@ def trajectory(corpus, root, overrides=None, steps=20):
     model, optimizer = made.model, made.optimizer
     state = states.create(train.init_params(config, model), optimizer, made.mesh, model.axes(), **train.state_options(config))
     step = jit_step(train.make_update(config, model, made.objective, optimizer), state)
-    feed = setup.feed(config, made.mesh, setup.reader(config, made.prepared))
+    feed = inputs.feed(config, made.mesh, inputs.reader(config, made.prepared))
     out, first = [], None
     with jax.set_mesh(made.mesh), jax.default_matmul_precision("highest"):
         for _ in range(steps):

@@ -1,0 +1,80 @@
+"""The data of a config on its mesh: token files, readers, and batches as global arrays."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from jaxllm.data.pipeline import EvalReader, Feed, Reader
+from jaxllm.data.remote import is_remote
+from jaxllm.data.sources import make_sources
+from jaxllm.ops.attention import zigzag_order
+from jaxllm.parallel import hosts, rules
+from jaxllm.parallel.rows import make_global, rows_needed
+from jaxllm.stages.prepare import prepare, settings_of
+
+
+def data(config: ConfigDict) -> Any:
+    """The prepared token files of a config: opened where they are, made where they are not (and said)."""
+    return prepare(settings_of(config), say=hosts.say)
+
+
+def placement(config: ConfigDict, mesh: Any) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
+    """A function from this process's rows to global arrays on the mesh; along T in the order that balances the context axis."""
+    order = zigzag_order(config.sequence_length, mesh.shape["context"])
+    shardings = {n: NamedSharding(mesh, rules.spec(("batch", "sequence")[:n], rules.COMPUTE)) for n in (1, 2)}
+
+    def place(rows: Mapping[str, Any], indices: Any) -> dict[str, Any]:
+        permuted = {name: array[:, order] if array.ndim == 2 and mesh.shape["context"] > 1 else array for name, array in rows.items()}
+        return {name: make_global(array, shardings[array.ndim], config.batch_size) for name, array in permuted.items()}
+
+    return place
+
+
+def own_rows(config: ConfigDict, mesh: Any) -> Any:
+    """Which rows of the global batch this process reads."""
+    return rows_needed(NamedSharding(mesh, rules.spec(("batch",), rules.COMPUTE)), config.batch_size)
+
+
+def reader(config: ConfigDict, prepared: Any) -> Any:
+    """The rows of the training split: a pure function of the step."""
+    streams = prepared.streams("train")
+    return Reader(
+        streams,
+        sequence_length=config.sequence_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        weights=source_weights(config, list(streams)),
+        threads=16 if is_remote(prepared.folder) else 1,
+    )
+
+
+def feed(config: ConfigDict, mesh: Any, rows: Any) -> Any:
+    """The endless batches of a reader, on the mesh."""
+    return Feed(rows, placement(config, mesh), rows=own_rows(config, mesh), prefetch=config.data.prefetch)
+
+
+def source_weights(config: ConfigDict, names: list[str]) -> dict[str, float] | None:
+    """Source name -> weight, where the config gives any; None: each source in proportion to its size.
+
+    Raises:
+      ValueError: only some sources have a weight.
+    """
+    entries = [dict(entry) for entry in config.data.train]
+    given = [entry for entry in entries if entry.get("weight") is not None]
+    if not given:
+        return None
+    if len(given) < len(entries):
+        bare = next(entry["path"] for entry in entries if entry.get("weight") is None)
+        raise ValueError(f"data.train: {bare!r} has no weight and others have. Give every source a weight, or none.")
+    weights = {source.name: float(entry["weight"]) for source, entry in zip(make_sources(entries, "data.train"), entries, strict=True)}
+    return {name: weights[name] for name in names}
+
+
+def eval_batches(config: ConfigDict, mesh: Any, stream: Any) -> Iterator[Any]:
+    """The batches of a validation set, each window once."""
+    size = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
+    reader = EvalReader(stream, **size, max_batches=config.eval.batches or None)
+    place, rows = placement(config, mesh), own_rows(config, mesh)
+    return (place(reader.rows(step, rows), rows) for step in range(reader.num_batches))
