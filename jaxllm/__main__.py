@@ -20,7 +20,7 @@ EPILOG = (
 
 
 def _keys_help(keys) -> str:
-    rows = [f"  {name:28} {'' if spec.default is None else spec.default!r:24} {spec.help}" for name, spec in keys.items()]
+    rows = [f"  {name:28} {"none" if spec.default is None else repr(spec.default):24} {spec.help}" for name, spec in keys.items()]
     return "config keys (name, default, meaning):\n" + "\n".join(rows)
 
 
@@ -100,8 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def quiet_environment(stage: str, workdir: str | None) -> None:
-    """Settings that must stand before JAX starts: the CPU backend alone where nothing else is installed, and a quiet C++ log."""
+def quiet_environment() -> None:
+    """Keeps the C++ log of JAX and gRPC to errors; it must be said before they start."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser.parse_known_args(argv)
     if args.stage in TRAINS and not args.workdir and not args.check:
         parser.error("--workdir is needed (or --check, to check the config alone)")
-    quiet_environment(args.stage, getattr(args, "workdir", None))
+    quiet_environment()
     try:
         return import_module(f"jaxllm.stages.{args.stage}").main(args, overrides)
     except Exception as error:

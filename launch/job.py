@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 STOPPED = 75  # stopped early and saved: run again
+NOISE = "[Gloo] Rank "  # a line of every connection between faked devices
 LOST_SECONDS = 30.0  # when one process is lost, the others must have ended by then
 
 # `python -m MODULE` that ends when its launcher does, even when that was killed: prctl(PR_SET_PDEATHSIG, SIGKILL).
@@ -106,8 +107,9 @@ def _forward(processes: Sequence[subprocess.Popen[str]]):
 def _copy(process: subprocess.Popen[str], prefix: str, output: IO[str]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        output.write(prefix + line)
-        output.flush()
+        if not line.startswith(NOISE):
+            output.write(prefix + line)
+            output.flush()
 
 
 def _watch(processes: Sequence[subprocess.Popen[str]]) -> None:
