@@ -55,7 +55,7 @@ def main() -> None:
     saves = Checkpoints(folder, keep=1, say=lambda line: print(line, flush=True))
     saves.prepare(state)
     blocked: dict[str, list[float]] = {"sync": [], "async": []}
-    durable = []
+    durable, calls = [], []
     try:
         state, _ = timed(state, x)
         for number in range(2 * (options.rounds + 1)):
@@ -66,6 +66,8 @@ def main() -> None:
                 plain.append(seconds)
             begin = time.perf_counter()
             saves.maybe_save(number + 1, state, {"position": number}, force=True)
+            if kind == "async" and number >= 2:
+                calls.append(time.perf_counter() - begin)
             if kind == "sync":
                 saves.wait()
             state, y = step(state, x)
@@ -79,6 +81,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     median = {kind: statistics.median(values) for kind, values in blocked.items()}
     rows = [(f"{kind}_blocked_seconds", median[kind], [min(blocked[kind]), max(blocked[kind])]) for kind in blocked]
+    rows += [("async_call_seconds", statistics.median(calls), [min(calls), max(calls)])]
     rows += [("async_share_of_sync", median["async"] / median["sync"], None), ("durable_seconds", statistics.median(durable), None)]
     for metric, value, spread in rows:
         print(json.dumps({"workload": "save", "metric": metric, "value": round(value, 4), "spread": spread, "bytes": size}), flush=True)

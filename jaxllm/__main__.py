@@ -20,7 +20,7 @@ EPILOG = (
 
 
 def _keys_help(keys) -> str:
-    rows = [f"  {name:28} {"none" if spec.default is None else repr(spec.default):24} {spec.help}" for name, spec in keys.items()]
+    rows = [f"  {name:28} {'none' if spec.default is None else repr(spec.default):24} {spec.help}" for name, spec in keys.items()]
     return "config keys (name, default, meaning):\n" + "\n".join(rows)
 
 
