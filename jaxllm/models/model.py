@@ -126,10 +126,13 @@ class Model:
 
         Returns:
           [B, T, D] after the final norm, in `dtype`.
+
+        Raises:
+          ValueError: T is more than the learned positions, whatever `positions` are.
         """
         B, T = tokens.shape
+        self._check_length(T)
         if positions is None:
-            self._check_length(T)
             positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
         if rng is not None and rows is None:
             rows = jnp.arange(B, dtype=jnp.int32)

@@ -232,10 +232,10 @@ def test_unknown_choices_are_named(field, value):
         Model(GEMMA, **{field: value})
 
 
-def test_learned_positions_end():
+@pytest.mark.parametrize("positions", [None, np.arange(257, dtype=np.int32)[None]])
+def test_learned_positions_end(positions):
     with pytest.raises(ValueError, match="learned positions"):
-        model = Model(preset("tiny_gpt2"))
-        model.apply({}, np.zeros((1, 257), np.int32))
+        Model(preset("tiny_gpt2")).apply({}, np.zeros((1, 257), np.int32), positions=positions)
 
 
 def test_bfloat16_is_near_float32():
