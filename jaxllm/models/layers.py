@@ -122,8 +122,9 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
         y = jnp.einsum(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
-        if self.bias is not None:
-            y = y + self.param("bias", nn.initializers.zeros, self.bias, self.compute.param_dtype).astype(self.compute.dtype)
+        if self.bias is not None:  # added in float32, so that its gradient, a sum over all tokens, is summed in float32
+            bias = self.param("bias", nn.initializers.zeros, self.bias, self.compute.param_dtype)
+            y = (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.compute.dtype)
         return checkpoint_name(y, str(self.name))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllm.models.config import CHOICES
-from jaxllm.models.layers import ACTIVATIONS, MLP, Compute, Norm, logical_axes, look_up
+from jaxllm.models.layers import ACTIVATIONS, MLP, Compute, Dense, Norm, logical_axes, look_up
 from jaxllm.models.presets import preset
 from jaxllm.parallel import rules
 from jaxllm.parallel.mesh import make_mesh
@@ -57,6 +57,15 @@ def test_norms_by_definition(kind, shape):
     expected = centred / np.sqrt((centred**2).mean(dims, keepdims=True) + 1e-3) * scale + (bias if kind == "layernorm" else 0)
     got = Norm(config, Compute(), shape).apply({"params": params}, x)
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_bias_gradient_is_summed_in_float32():
+    dense = Dense("btd,df->btf", (2, 3), ("embed", "mlp"), Compute("bfloat16"), 0.1, (3,), name="up")
+    x, params = jnp.zeros((8, 1024, 2), jnp.bfloat16), {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+    up = jnp.asarray(np.random.RandomState(0).standard_normal((8, 1024, 3)) + 0.5, jnp.bfloat16)
+    y, backward = jax.vjp(lambda p: dense.apply({"params": p}, x), params)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(backward(up)[0]["bias"], np.asarray(up, np.float64).sum((0, 1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CHOICES["activation"])
