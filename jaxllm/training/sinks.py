@@ -59,7 +59,7 @@ class JsonLines:
         if self._remote:
             lines = self._remembered()
         else:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+            lines = _lines(self.path.read_bytes()) if self.path.exists() else []
         return [json.loads(line) for line in lines if line.strip()]
 
     def rewind(self, to: int) -> None:
@@ -77,7 +77,7 @@ class JsonLines:
     def flush(self) -> None:
         if self._remote and self._lines is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(self._lines))
+            self.path.write_bytes("".join(self._lines).encode())
             self._written = time.monotonic()
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class JsonLines:
 
     def _remembered(self) -> list[str]:
         if self._lines is None:
-            self._lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+            self._lines = _lines(self.path.read_bytes()) if self.path.exists() else []
         return self._lines
 
 
@@ -178,6 +178,11 @@ class Wandb:
             self._run = self._start(**self._options, **again)
             self._file.write_text(json.dumps({"id": self._run.id}))
         return self._run
+
+
+def _lines(content: bytes) -> list[str]:
+    """Lines with their ends; only a newline ends one: JSON strings may hold what `splitlines` splits at (U+2028, U+0085)."""
+    return [line + "\n" for line in content.decode().split("\n") if line]
 
 
 def _plain(value: Any) -> Any:

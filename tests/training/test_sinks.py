@@ -55,6 +55,25 @@ def test_a_torn_last_line_is_cut_before_anything_is_added(tmp_path):
     assert file.read() == [{"step": 1}, {"step": 2}]
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_only_a_newline_ends_a_line(tmp_path, remote):
+    def opened():
+        file = JsonLines(tmp_path / "m.jsonl")
+        file._remote = remote
+        return file
+
+    file, records = opened(), [{"step": step, "text": "a\u2028b\u2029c\u0085d\x1ce\rf\ng"} for step in (1, 2)]
+    for record in records:
+        file.write(record)
+    file.close()
+    again = opened()
+    assert again.read() == records
+    again.rewind(1)
+    again.write({"step": 2})
+    again.close()
+    assert opened().read() == [records[0], {"step": 2}]
+
+
 def test_rewind_leaves_an_untouched_file_untouched(tmp_path):
     file = JsonLines(tmp_path / "m.jsonl")
     file.write({"step": 1, "text": "é"})
