@@ -70,6 +70,7 @@ class Writer:
         self._window: list[dict[str, Any]] = []
         self._timed_steps, self._timed_tokens, self._timed_seconds = 0, 0.0, 0.0
         self._mark, self._elsewhere, self._compiled, self._warm = clock(), 0.0, False, False
+        self._inside: tuple[str, float] | None = None  # what `timed` is timing, and since when it is not counted yet
         self._metrics: list[Sink] = []
         self._evals: JsonLines | None = None
         if self._active:
@@ -131,30 +132,26 @@ class Writer:
         """Counts the time inside as `what`: "compile", "restore", "data", "save", "eval", ...
 
         "step" is not counted here but between the reports, but for the first of a process, which compiles. Waiting for data counts when the
-        device had run dry by the end of it. An eval first waits for the steps before it.
+        device had run dry by the end of it. An eval first waits for the steps before it; in a save, what `flush` waits for them is theirs.
         """
         if what == "eval":
             self._read_all()
-        begin = self._clock()
+        outer, self._inside = self._inside, (what, self._clock())
         try:
             yield
         finally:
-            spent = self._clock() - begin
-            if what == "step" and not self._compiled:
-                self._compiled, what = True, "compile"
-            elif what == "step" or (what in WAITING and not self._has_run_dry()):
-                spent = 0.0
-            if spent:
-                self._ledger.add(what, spent)
-                self._elsewhere += spent
-                self._timed_seconds += spent if what in WAITING else 0.0
+            self._count_inside()
+            self._inside = outer
 
     def flush(self) -> None:
         """Reads and writes all that is there, in a record of fewer steps if need be; call it before a checkpoint is written.
 
         What is on record at a checkpoint is then the same in a run that goes on and in one that was killed and starts again from there.
         """
+        self._count_inside()  # so that waiting for the steps under way is theirs, and not the save's
         self._read_all()
+        if self._inside is not None:
+            self._inside = (self._inside[0], self._clock())
         self._close_window()
         self._ledger.flush()
         for sink in self._sinks():
@@ -170,6 +167,21 @@ class Writer:
 
     def _sinks(self) -> list[Sink]:
         return [*self._metrics, *([self._evals] if self._evals is not None else [])]
+
+    def _count_inside(self) -> None:
+        """Counts what `timed` has been timing until now."""
+        if self._inside is None:
+            return
+        what, begin = self._inside
+        spent = self._clock() - begin
+        if what == "step" and not self._compiled:
+            self._compiled, what = True, "compile"
+        elif what == "step" or (what in WAITING and not self._has_run_dry()):
+            spent = 0.0
+        if spent:
+            self._ledger.add(what, spent)
+            self._elsewhere += spent
+            self._timed_seconds += spent if what in WAITING else 0.0
 
     def _has_run_dry(self) -> bool:
         """Whether the device has finished the last step that it was given."""

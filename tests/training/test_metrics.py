@@ -175,6 +175,31 @@ def test_speed_leaves_out_the_first_step_evals_and_saves(tmp_path, monkeypatch):
     assert {k: v for k, v in spent.items() if k != "start"} == {"compile": 60, "eval": 100, "save": 30, "data": 5, "step": 15}
 
 
+def test_a_save_does_not_pay_for_the_steps_that_it_waits_for(tmp_path):
+    clock = Clock()
+
+    class Slow(Running):
+        def __array__(self, dtype=None, copy=None):
+            clock.now += 5.0  # reading it waits
+            return super().__array__(dtype, copy)
+
+    writer = Writer(tmp_path, tensorboard=False, clock=clock)
+    writer.rewind(0)
+    for number in (1, 2, 3, 4):
+        writer.write(number, {"loss": Slow(1.0)})
+        with writer.timed("save"):
+            clock.now += 1.0  # the save before this one
+            if number == 3:
+                writer.flush()
+                clock.now += 30.0
+    writer.close()
+    assert [r.get("step_seconds") for r in lines(tmp_path / "metrics.jsonl")] == [None, 5.0, 5.0, 5.0]
+    spent = {"save": 0.0, "step": 0.0}
+    for record in lines(tmp_path / "goodput.jsonl")[1:]:
+        spent[record["kind"]] += record["seconds"]
+    assert spent == {"save": 34.0, "step": 20.0}
+
+
 def test_data_that_is_hidden_behind_the_device_is_no_waiting(tmp_path):
     clock = Clock()
     writer = Writer(tmp_path, tensorboard=False, clock=clock)
