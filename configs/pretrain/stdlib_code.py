@@ -12,26 +12,26 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "steps": 6 if tiny else 300,
+            "steps": 6 if tiny else 200,
             "batch_size": 16,
             "sequence_length": 64 if tiny else 256,
             "model": {
-                "vocab_size": 4096,
+                "vocab_size": 2048,
                 "num_layers": 2 if tiny else 4,
-                "width": 64 if tiny else 256,
+                "width": 64 if tiny else 192,
                 "num_heads": 4,
                 "num_kv_heads": 2,
-                "mlp_width": 128 if tiny else 704,
+                "mlp_width": 128 if tiny else 512,
                 "tied_embeddings": True,
             },
             "data": {
                 "train": [{"path": "builtin:stdlib"}],
-                "tokenizer": {"kind": "sentencepiece", "model_type": "bpe", "vocab_size": 4096},
+                "tokenizer": {"kind": "sentencepiece", "model_type": "bpe", "vocab_size": 2048},
                 "filters": "codex",
             },
             "optimizer": {"name": "adamw", "learning_rate": 3e-3, "b2": 0.95},
-            "schedule": {"name": "cosine", "warmup": 3 if tiny else 30},
-            "checkpoint": {"every": 100},
-            "eval": {"every": 50, "batches": 16},
+            "schedule": {"name": "cosine", "warmup": 3 if tiny else 20},
+            "checkpoint": {"every": 40},
+            "eval": {"every": 50, "batches": 6},
         }
     )

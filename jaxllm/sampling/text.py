@@ -1,5 +1,6 @@
 """Prompts in, text out: batches of prompts in a few fixed shapes through `decode.generate`."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxllm.models.model import Model
 from jaxllm.parallel import rules
 from jaxllm.sampling.decode import generate
 
+MANY = 1 << 16  # samples of one prompt at most: each (prompt, sample) has a row id of its own
 SMALLEST = 16  # tokens in the smallest bucket of prompt lengths; each next one is twice as long
 
 
@@ -18,7 +20,7 @@ class Sample(NamedTuple):
     """One continuation of one prompt."""
 
     prompt: str
-    index: int  # which of the prompt's samples
+    number: int  # which of the prompt's samples
     text: str
     tokens: list[int]
     mean_log_prob: float  # nats per token under the model itself
@@ -70,7 +72,7 @@ def sample_texts(
             f"A prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the model's context of {model.config.max_positions}."
             f" Shorten the prompt, or set sample.max_new_tokens to at most {max(0, model.config.max_positions - longest)}."
         )
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -82,6 +84,7 @@ def sample_texts(
     def run(*arguments):  # every process gets every row
         return jax.tree.map(lambda x: rules.constrain(x, *(None,) * x.ndim), generate(model, *arguments, **options))
 
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"sample"))
     jobs = [(p, s) for p in range(len(prompts)) for s in range(num_samples)]
     for first in range(0, len(jobs), batch_size):
         part = jobs[first : first + batch_size]
@@ -91,8 +94,8 @@ def sample_texts(
         for row, (p, _) in enumerate(rows):
             tokens[row, : len(ids[p])] = ids[p]
         lengths = np.array([len(ids[p]) for p, _ in rows], np.int32)
-        names = np.array([p * num_samples + s for p, s in rows], np.int32)
-        out = jax.device_get(run(params, tokens, lengths, jax.random.key(seed), names))
+        names = np.array([p * MANY + s for p, s in rows], np.int32)
+        out = jax.device_get(run(params, tokens, lengths, key, names))
         for row, (p, s) in enumerate(part):
             size = int(out.lengths[row])
             new = out.tokens[row, :size].tolist()
@@ -113,5 +116,7 @@ def check_options(temperature: float, top_k: int, top_p: float, max_new_tokens: 
         raise ValueError(f"sample.top_k={top_k} is below 0. Give 0 for all tokens, or how many to keep.")
     if not 0 < top_p <= 1:
         raise ValueError(f"sample.top_p={top_p} is not a probability. Give 0 < top_p <= 1; 1 keeps all tokens.")
-    if max_new_tokens < 1 or num_samples < 1:
-        raise ValueError(f"sample.max_new_tokens={max_new_tokens} and sample.num_samples={num_samples} must be at least 1.")
+    if max_new_tokens < 1 or not 1 <= num_samples <= MANY:
+        raise ValueError(
+            f"sample.max_new_tokens={max_new_tokens} and sample.num_samples={num_samples} must be at least 1 (samples: at most {MANY})."
+        )

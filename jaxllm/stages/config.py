@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import json
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or
 def model_fields() -> list[str]:
     """The ModelConfig fields that may stand beside `model.preset`."""
     return [f"model.{f.name}" for f in dataclasses.fields(ModelConfig)]
+
+
+COUNTS = ("steps", "batch_size", "sequence_length", "microbatches", "checkpoint.keep", "log.every", "early_stopping.patience")
+SIZES = ("checkpoint.every", "checkpoint.every_minutes", "eval.every", "eval.batches", "optimizer.clip_norm", "optimizer.learning_rate")
+LEAST: dict[str, tuple[float, str]] = {**dict.fromkeys(COUNTS, (1.0, "1 or more")), **dict.fromkeys(SIZES, (0.0, "0 or more"))}
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
@@ -46,13 +52,26 @@ def read_file(spec: str) -> dict[str, Any]:
         known = sorted(str(p) for p in Path("configs").glob("**/*.py") if not p.name.startswith("_"))
         raise ValueError(f"No config file {path!r}. {nearest(path, known) if known else 'Give the path of a file with get_config().'}")
     module_spec = importlib.util.spec_from_file_location("jaxllm_config", path)
-    assert module_spec and module_spec.loader, path
+    if module_spec is None or module_spec.loader is None:
+        raise ValueError(f"{path} is not a Python file. A config is a .py file with get_config().")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no get_config(). A config file defines get_config() returning an ml_collections.ConfigDict.")
-    config = module.get_config(arg) if arg else module.get_config()
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ValueError("it has no get_config(); a config file defines get_config() returning an ml_collections.ConfigDict")
+        config = module.get_config(arg) if arg else module.get_config()
+    except Exception as error:  # whatever a config file does wrong is its writer's to mend
+        line = error.lineno if isinstance(error, SyntaxError) else _line_in(path, error)
+        where = path if line is None else f"{path}:{line}"
+        raise ValueError(f"The config {spec!r} does not load: {type(error).__name__}: {error} ({where}).") from None
     return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+def _line_in(path: str, error: BaseException) -> int | None:
+    """The last line of the config file that the error passed through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(path).absolute()]
+    lines += [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return lines[-1] if lines else None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -137,18 +156,38 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
         elif key in KEYS:
             given[key] = convert(key, value, KEYS[key])
         elif key in model_fields():
-            given[key] = _literal(value)
+            given[key] = _model_value(key, _literal(value))
         else:
             raise ValueError(f"Unknown config key {key!r}. {nearest(key, [*KEYS, *model_fields()])}")
     if given.get("depth") is not None:
-        flat.update(_from_depth(given["depth"], {**flat, **given}))
+        flat.update(_from_depth(given["depth"], {**flat, **given}, given))
     flat.update(given)
+    for key, (least, words) in LEAST.items():
+        if flat[key] is not None and not flat[key] >= least:
+            raise ValueError(f"{key}={flat[key]} must be {words}. {KEYS[key].help[0].upper()}{KEYS[key].help[1:]}.")
     for name in ("data.train", "data.eval"):
+        bad = [entry for entry in flat[name] if not isinstance(entry, str | Mapping)]
+        if bad:
+            raise ValueError(f"{name} has the entry {bad[0]!r}. Each is a path, or a table {{path, weight, format, field}}.")
         flat[name] = [{"path": entry} if isinstance(entry, str) else dict(entry) for entry in flat[name]]
     return nest(flat).lock()
 
 
-def _from_depth(num_layers: int, flat: Mapping[str, Any]) -> dict[str, Any]:
+def _model_value(key: str, value: Any) -> Any:
+    """A ModelConfig field's value; a switch must be True or False, a number a number.
+
+    Raises:
+      ValueError: it is not.
+    """
+    default = next(f.default for f in dataclasses.fields(ModelConfig) if f"model.{f.name}" == key)
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{key}={value!r} is not True or False.")
+    if isinstance(default, float) and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"{key}={value!r} is not a number.")
+    return float(value) if isinstance(default, float) and isinstance(value, int) else value
+
+
+def _from_depth(num_layers: int, flat: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What the one dial sets, to stand under what was given."""
     from jaxllm.models.presets import depth
 
@@ -158,7 +197,9 @@ def _from_depth(num_layers: int, flat: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("depth needs the size of the vocabulary. Set model.vocab_size, or data.tokenizer.vocab_size.")
     dial = depth(num_layers, vocab_size=vocab_size, sequence_length=flat["sequence_length"])
     shape = {f"model.{f.name}": getattr(dial.config, f.name) for f in dataclasses.fields(dial.config)}
-    return shape | {"batch_size": dial.batch_size, "steps": dial.steps, "optimizer.learning_rate": dial.learning_rate}
+    rows = given.get("batch_size", dial.batch_size)  # another batch takes more or fewer steps for the same tokens
+    steps = -(-dial.tokens // (rows * flat["sequence_length"])) if rows >= 1 else dial.steps
+    return shape | {"batch_size": rows, "steps": steps, "optimizer.learning_rate": dial.learning_rate}
 
 
 def nest(flat: Mapping[str, Any]) -> ConfigDict:

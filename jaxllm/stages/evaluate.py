@@ -16,13 +16,15 @@ from jaxllm.stages.pretrain import eval_sums
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm evaluate --workdir D [--step N]`; prints a table, and a JSON line per set on standard output."""
-    config = resolve(workdir.read(args.workdir)["config"], parse_overrides(overrides))
+    record, given = workdir.read(args.workdir), parse_overrides(overrides)
+    given.setdefault("eval.batches", "0")  # all of it, whatever was scored during training
+    config = resolve(record["config"], given)
     setup.backend_flags(config, trains=False)
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
     mesh = setup.reading_mesh(config)
-    prepared = inputs.data(config)
-    _, model, params, step = open_model(args.workdir, mesh, args.step)
+    prepared = inputs.data_of_run(config, args.workdir, anew=any(key.startswith("data.") for key in given))
+    model, params, step = open_model(args.workdir, mesh, args.step, config)
     sums = eval_sums(config, model, prepared.tokenizer.token_bytes())
     scores = {}
     with jax.set_mesh(mesh):

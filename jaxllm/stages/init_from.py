@@ -19,14 +19,20 @@ from jaxllm.training import loading
 SHOWN = 12  # rows of the table that are printed, the rest is counted
 
 
-def open_model(folder: str, mesh: Any, step: int | None = None) -> tuple[ConfigDict, Any, Any, int]:
-    """The trained model of a work directory: its config, its Model, its parameters (the moving average if it kept one), its step.
+def open_model(folder: str, mesh: Any, step: int | None = None, config: ConfigDict | None = None) -> tuple[Any, Any, int]:
+    """The trained model of a work directory: its Model, its parameters (the moving average if it kept one), its step.
+
+    Args:
+      folder: the work directory.
+      mesh: where the parameters shall lie.
+      step: which checkpoint; None: the newest whole one.
+      config: the run's own with some keys changed, another dtype or kernel say; None: the run's own.
 
     Raises:
       ValueError: not a work directory, or no whole checkpoint in it.
     """
     record = workdir.read(folder)
-    config = resolve(record["config"])
+    config = config or resolve(record["config"])
     place = epath.Path(folder) / "checkpoints"
     manifest = newest_whole(place, step)
     model = setup.model(config, record.get("vocab_size"))
@@ -36,7 +42,7 @@ def open_model(folder: str, mesh: Any, step: int | None = None) -> tuple[ConfigD
     abstract = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
     averaged = any(name.startswith("state/ema/") for name in manifest.arrays)
     params = loading.load_part(place, manifest, abstract, "state/ema" if averaged else "state/params")
-    return config, model, params, manifest.step
+    return model, params, manifest.step
 
 
 def newest_whole(folder: Any, step: int | None) -> Any:
@@ -46,13 +52,11 @@ def newest_whole(folder: Any, step: int | None) -> Any:
       ValueError: there is none.
     """
     there = loading.steps(folder)
-    for candidate in there[::-1] if step is None else [step]:
-        try:
-            return loading.whole(folder, candidate)
-        except loading.BrokenCheckpoint as broken:
-            hosts.say(f"Checkpoint {candidate} {broken}. It is passed over.")
-    known = f"There are: {', '.join(map(str, there))}." if there else "There are none yet."
-    raise ValueError(f"No whole checkpoint{'' if step is None else f' of step {step}'} in {folder}. {known}")
+    found, _ = loading.newest_whole(folder, None if step is None else [step])
+    if found is None:
+        known = f"There are: {', '.join(map(str, there))}." if there else "There are none yet."
+        raise ValueError(f"No whole checkpoint{'' if step is None else f' of step {step}'} in {folder}. {known}")
+    return found
 
 
 def flat(tree: Any) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def source_name(name: str, table: Mapping[str, str]) -> str:
     """The name in the source of one of our parameters: the first regex that matches it whole is applied."""
     for pattern, target in table.items():
         if re.fullmatch(pattern, name):
-            return re.sub(f"^{pattern}$", target, name)
+            return re.sub(f"^(?:{pattern})$", target, name)
     return name
 
 
@@ -111,6 +115,9 @@ def merge(
     Raises:
       ValueError: shapes that differ in another dim than the vocabulary.
     """
+    for pattern in (*table, *skip):
+        if not any(re.fullmatch(pattern, name) for name in mine):
+            raise ValueError(f"init_from: {pattern!r} matches no parameter here. They are called: {', '.join(list(mine)[:6])}, ...")
     merged, rows, used = {}, [], set()
     for name, array in mine.items():
         source = source_name(name, table)
@@ -142,7 +149,7 @@ def initial_weights(config: ConfigDict, mesh: Any, model: Any) -> Any:
     Raises:
       ValueError: not a work directory, nothing whose name agrees, or shapes that do not.
     """
-    _, there, theirs, step = open_model(config.init_from, mesh)
+    there, theirs, step = open_model(config.init_from, mesh)
     alone = dataclasses.replace(model, scan_layers=False)
     axes = alone.axes()
     shardings = rules.shardings(axes, mesh, alone.abstract())

@@ -1,5 +1,6 @@
 """The data of a config on its mesh: token files, readers, and batches as global arrays."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -7,17 +8,43 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from jaxllm.data.pipeline import EvalReader, Feed, Reader
+from jaxllm.data.prepared import open_prepared
 from jaxllm.data.remote import is_remote
 from jaxllm.data.sources import make_sources
 from jaxllm.ops.attention import zigzag_order
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.rows import make_global, rows_needed
+from jaxllm.stages import workdir
 from jaxllm.stages.prepare import prepare, settings_of
+
+FILES = {"sentencepiece": "tokenizer.model", "tokenizer.json": "tokenizer.json"}  # what `Tokenizer.save` writes
 
 
 def data(config: ConfigDict) -> Any:
     """The prepared token files of a config: opened where they are, made where they are not (and said)."""
     return prepare(settings_of(config), say=hosts.say)
+
+
+def data_of_run(config: ConfigDict, folder: str, anew: bool) -> Any:
+    """The token files of a run, for those who read it: the very folder it was trained from, or other text through the run's own tokenizer.
+
+    Args:
+      config: the run's config, with whatever was overridden.
+      folder: its work directory.
+      anew: the data of the config was changed, so it must be prepared.
+
+    Raises:
+      ValueError: the folder is gone, or its tokenizer is another.
+    """
+    tokenizer, record = workdir.own_tokenizer(folder), workdir.read(folder)
+    if not anew:
+        return open_prepared(record["prepared"], tokenizer=tokenizer)
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save(local)
+        spec = (
+            {"kind": tokenizer.kind} if tokenizer.kind == "bytes" else {"kind": tokenizer.kind, "path": f"{local}/{FILES[tokenizer.kind]}"}
+        )
+        return prepare({**settings_of(config), "tokenizer": spec}, say=hosts.say)
 
 
 def placement(config: ConfigDict, mesh: Any) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:

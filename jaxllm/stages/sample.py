@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from jaxllm.data.tokenizers import Tokenizer
 from jaxllm.parallel import hosts
+from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.text import Sample, sample_texts
-from jaxllm.stages import inputs, setup, workdir
+from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.stages.init_from import open_model
 
@@ -28,10 +28,19 @@ def read_prompts(args: Namespace) -> list[str]:
         if args.prompts != "-" and not Path(args.prompts).is_file():
             raise ValueError(f"No prompt file {args.prompts!r}. Give a file with one prompt a line, or - for standard input.")
         text = sys.stdin.read() if args.prompts == "-" else Path(args.prompts).read_text(encoding="utf-8")
-        prompts += [json.loads(line)["prompt"] if line.startswith("{") else line for line in text.splitlines() if line]
+        prompts += [_prompt(line) for line in text.split("\n") if line]
     if not prompts:
         raise ValueError("No prompt. Give --prompt TEXT, or --prompts FILE.")
     return prompts
+
+
+def _prompt(line: str) -> str:
+    """A line as it stands, or the "prompt" of a JSON object that has one: code may begin with a brace too."""
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return line
+    return found["prompt"] if isinstance(found, dict) and isinstance(found.get("prompt"), str) else line
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
@@ -42,9 +51,9 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     setup.backend_flags(config, trains=False)
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
-    mesh = setup.reading_mesh(config)
-    tokenizer: Tokenizer = inputs.data(config).tokenizer
-    _, model, params, step = open_model(args.workdir, mesh, args.step)
+    mesh = make_mesh()  # rows are independent: every device gets its own
+    tokenizer = workdir.own_tokenizer(args.workdir)
+    model, params, step = open_model(args.workdir, mesh, args.step, config)
     section = config.sample
     with jax.set_mesh(mesh):
         samples = sample_texts(
@@ -58,6 +67,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
             top_k=section.top_k,
             top_p=section.top_p,
             num_samples=section.num_samples,
+            batch_size=-(-8 // mesh.size) * mesh.size,
         )
         write(samples, step, args.output or str(epath.Path(args.workdir) / "samples.jsonl"))
     hosts.finish()

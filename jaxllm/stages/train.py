@@ -207,9 +207,9 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
         feed.restore(feed_state)
     baseline = unigram_baseline(prepared)
     if hosts.is_first():
-        workdir.record(
-            stage, config, folder, {"vocab_size": prepared.tokenizer.vocab_size, "data": prepared.content, "baselines": baseline}
-        )
+        known = {"vocab_size": prepared.tokenizer.vocab_size, "tokenizer": prepared.tokenizer.fingerprint, "prepared": prepared.folder}
+        workdir.record(stage, config, folder, {**known, "data": prepared.content, "baselines": baseline})
+        workdir.keep_tokenizer(prepared.tokenizer, folder)
     for line in startup_lines(made, state, flags, resumed=feed_state is not None):
         hosts.say(line)
     update = jit_step(make_update(config, model, made.objective, made.optimizer), state)
@@ -244,6 +244,8 @@ def start_state(made: Run, checkpoints: Checkpoints, expect: Mapping[str, Any]) 
         saved_model = dataclasses.replace(model, scan_layers=found.metadata["scan_layers"])
         saved_optimizer = setup.optimizer(config, saved_model.axes())
         like = states.abstract(init_params(config, saved_model), saved_optimizer, mesh, saved_model.axes(), **state_options(config))
+        if found.step > config.steps:
+            raise ValueError(f"steps={config.steps}, but the run is at step {found.step} already. Give more steps, or another --workdir.")
         restored = checkpoints.restore(like, step=found, expect=expect)
         assert restored is not None
         state = restored.state

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxllm import __version__
+from jaxllm.data.tokenizers import INFO_FILE, Tokenizer, load_tokenizer
 from jaxllm.stages.config import as_dict, differences, flatten
 from jaxllm.training.schedules import DEPENDS_ON_STEPS
 
 NAME = "config.json"
+TOKENIZER = "tokenizer"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+ALONE = ("coordinator", "num_processes", "process_id")
 
 
 def facts() -> dict[str, Any]:
@@ -59,9 +65,13 @@ def read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{workdir} is not a work directory: it has no {NAME}. Give the --workdir of a run.")
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except json.JSONDecodeError:
         raise ValueError(f"{path} is broken. Bring it back from a copy, or choose another --workdir.") from None
+    if not isinstance(found, dict) or not {"stage", "config"} <= found.keys():
+        raise ValueError(f"{path} is not one that jaxllm wrote (a Hugging Face folder?). Give the --workdir of a jaxllm run.")
+    found["config"]["parallel"].update(dict.fromkeys(ALONE))  # which process was which is no business of those who read a run
+    return found
 
 
 def enter(stage: str, config: ConfigDict, workdir: str | os.PathLike[str]) -> list[str]:
@@ -85,7 +95,7 @@ def enter(stage: str, config: ConfigDict, workdir: str | os.PathLike[str]) -> li
         shown = "; ".join(f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed[:5])
         raise ValueError(f"{workdir} is the run of another config: {shown}. Set these back, or choose another --workdir.")
     said = []
-    if old["steps"] != new["steps"] and new["schedule"]["name"] in DEPENDS_ON_STEPS:
+    if old["steps"] != new["steps"] and (new["schedule"]["name"] in DEPENDS_ON_STEPS or 0 < new["schedule"]["warmup"] < 1):
         name = new["schedule"]["name"]
         said.append(f"steps was {old['steps']}, is {new['steps']}: the {name} schedule depends on it, so the learning rate jumps here.")
     return said
@@ -103,3 +113,33 @@ def record(stage: str, config: ConfigDict, workdir: str | os.PathLike[str], extr
     partial = Path(f"{os.fspath(path)}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, os.fspath(path))
+
+
+def keep_tokenizer(tokenizer: Tokenizer, workdir: str | os.PathLike[str]) -> None:
+    """Puts the tokenizer into the work directory, so that the model can be talked to wherever its data has gone."""
+    place = epath.Path(workdir) / TOKENIZER
+    if (place / INFO_FILE).exists():
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save(local)
+        for path in sorted(Path(local).iterdir(), key=lambda p: p.name == INFO_FILE):  # what makes it whole comes last
+            (place / path.name).write_bytes(path.read_bytes())
+
+
+def own_tokenizer(workdir: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+      ValueError: it is not there, or it was changed.
+    """
+    place = epath.Path(workdir) / TOKENIZER
+    if not place.exists():
+        raise ValueError(f"{workdir} has no {TOKENIZER}/. Start its training once more: it is written there.")
+    with tempfile.TemporaryDirectory() as local:
+        for path in place.iterdir():
+            (Path(local) / path.name).write_bytes(path.read_bytes())
+        tokenizer = load_tokenizer(local)
+    if tokenizer.fingerprint != read(workdir)["tokenizer"]:
+        raise ValueError(f"{place} is not the tokenizer that the run was trained with. Bring it back from a copy.")
+    return tokenizer

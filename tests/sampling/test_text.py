@@ -20,11 +20,13 @@ def params():
 def test_every_sample_of_every_prompt_in_order_and_the_same_again(params):
     prompts = ["a", "some longer prompt, past the first bucket", ""]
     found = list(sample_texts(MODEL, params, ByteTokenizer(), prompts, num_samples=3, batch_size=4, **OPTIONS))
-    assert [(s.prompt, s.index) for s in found] == [(p, i) for p in prompts for i in range(3)]
+    assert [(s.prompt, s.number) for s in found] == [(p, i) for p in prompts for i in range(3)]
     assert all(1 <= len(s.tokens) <= 4 and s.mean_log_prob < 0 for s in found)
     assert len({tuple(s.tokens) for s in found}) > 5
     again = list(sample_texts(MODEL, params, ByteTokenizer(), prompts, num_samples=3, batch_size=2, **OPTIONS))
     assert [s.tokens for s in again] == [s.tokens for s in found]
+    single = list(sample_texts(MODEL, params, ByteTokenizer(), prompts, num_samples=1, batch_size=8, **OPTIONS))
+    assert [s.tokens for s in single] == [s.tokens for s in found if s.number == 0]
 
 
 def test_a_prompt_that_does_not_fit_is_refused(params):

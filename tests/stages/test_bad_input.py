@@ -47,6 +47,10 @@ MISTAKES = {
     "no prepared folder": (["--config.data.train=[]", "--config.data.prepared=/no/such/folder"], "/no/such/folder"),
     "small vocabulary": (["--config.model.vocab_size=100"], "The tokenizer has 259 ids, the model only 100"),
     "wrong type": (["--config.steps=ten"], "steps='ten' is not a whole number"),
+    "no parts": (["--config.microbatches=0"], "microbatches=0 must be 1 or more"),
+    "a switch that is a word": (["--config.model.tied_embeddings=no"], "model.tied_embeddings='no' is not True or False"),
+    "a metric that never comes": (["--config.early_stopping.metric=heldout/loss"], "Choose one of: lines/loss"),
+    "an export that cannot be": (["--config.checkpoint.export_every=5"], "not supported yet"),
     "unknown objective": (["--config.objective=masked"], "Choose one of: causal"),
     "no work directory to start from": (["--config.init_from=/no/such/run"], "/no/such/run is not a work directory"),
 }
@@ -99,6 +103,46 @@ def test_data_that_changed_since_is_refused(stage, settings, trained, tmp_path, 
     words = [f"--config.data.train={other}", "--config.data.eval_fraction=0.5"]
     assert stage("pretrain", "--config", settings, "--workdir", trained, *words) == 2
     assert "data.train" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_fewer_steps_than_were_taken(stage, settings, trained, capsys):
+    assert stage("pretrain", "--config", settings, "--workdir", trained, "--config.steps=1") == 2
+    assert "the run is at step 2 already" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_is_read_with_its_own_tokenizer_and_without_its_data(stage, settings, trained, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join('{"text": "' + "some other text, long enough for a window or two " * 3 + f'{i}"}}\n' for i in range(20)))
+    assert stage("evaluate", "--workdir", trained, f"--config.data.train={other}", "--config.data.eval_fraction=0.5") == 0
+    assert '"name": "other"' in capsys.readouterr().out
+    monkeypatch.setenv("JAXLLM_CACHE", str(tmp_path / "empty"))
+    assert stage("sample", "--workdir", trained, "--prompt", "a", "--config.sample.max_new_tokens=2") == 0
+    changed = trained / "tokenizer" / "tokenizer_info.json"
+    changed.write_text(
+        changed.read_text().replace('"vocab_size": 259', '"vocab_size": 258').replace('"fingerprint": "', '"fingerprint": "0')
+    )
+    assert stage("sample", "--workdir", trained, "--prompt", "a") == 2
+
+
+def test_a_folder_with_somebody_elses_config(stage, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert stage("evaluate", "--workdir", tmp_path) == 2
+    assert "is not one that jaxllm wrote" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("text", ["def get_config(:\n", "def get_config():\n    return 1 / 0\n", "x = 1\n"])
+def test_a_config_file_that_does_not_load(text, stage, tmp_path, capsys):
+    (tmp_path / "broken.py").write_text(text)
+    assert stage("pretrain", "--config", tmp_path / "broken.py", "--workdir", tmp_path / "run") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "does not load" in last and "broken.py" in last
+
+
+def test_prompts_may_begin_with_a_brace(stage, trained, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text('{ not json\n{"prompt": "is json"}\n{"a": 1}\n')
+    assert stage("sample", "--workdir", trained, "--prompts", tmp_path / "prompts.txt", "--config.sample.max_new_tokens=1") == 0
+    out = capsys.readouterr().out
+    assert "{ not json" in out and "is json" in out and '{"a": 1}' in out and '{"prompt"' not in out
 
 
 @pytest.mark.parametrize("stage_name", ["evaluate", "sample"])

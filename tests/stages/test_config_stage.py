@@ -42,6 +42,10 @@ def test_the_one_dial_sets_shape_batch_steps_and_rate_and_yields_to_what_is_give
     assert config.steps * config.batch_size * 512 >= 20 * 3_000_000
     given = configs.resolve({"depth": 4, "batch_size": 2, "steps": 3, "model": {"width": 512}, "data": {"tokenizer": {"kind": "bytes"}}})
     assert (given.batch_size, given.steps, given.model.width) == (2, 3, 512)
+    wider = configs.resolve(
+        {"depth": 4, "batch_size": 2 * config.batch_size, "sequence_length": 512, "data": {"tokenizer": {"kind": "bytes"}}}
+    )
+    assert abs(wider.steps * wider.batch_size - config.steps * config.batch_size) < wider.batch_size  # the same tokens
     with pytest.raises(ValueError, match="depth needs the size of the vocabulary"):
         configs.resolve({"depth": 4, "data": {"tokenizer": {"kind": "tokenizer.json"}}})
 
@@ -75,7 +79,7 @@ def test_a_missing_file_and_a_file_without_get_config(tmp_path):
     with pytest.raises(ValueError, match="No config file"):
         configs.load(str(tmp_path / "none.py"))
     (tmp_path / "empty.py").write_text("x = 1\n")
-    with pytest.raises(ValueError, match=r"no get_config\(\)"):
+    with pytest.raises(ValueError, match=r"it has no get_config\(\)"):
         configs.load(str(tmp_path / "empty.py"))
 
 
