@@ -1,5 +1,6 @@
 """fit(): the one training loop. Every stage of a model's life is this loop with another feed and another step."""
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -70,20 +71,30 @@ class Eval(NamedTuple):
         return step == until or (step % self.every == 0 and (step > 0 or self.at_start))
 
 
-class EarlyStopping(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
     """Ends training when a metric has not improved for some evals.
 
     Attributes:
       metric: "eval name/metric name".
-      patience: evals without improvement after which to stop.
+      patience: evals without improvement after which to stop, at least 1.
       mode: "min" or "max".
       least: improvements smaller than this do not count.
+
+    Raises:
+      ValueError: another mode, or no patience.
     """
 
     metric: str
     patience: int
     mode: str = "min"
     least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"early_stopping.patience={self.patience} is not a number of evals. Give 1 or more.")
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"early_stopping.mode={self.mode!r} is neither of: min, max.")
 
     def is_over(self, values: Sequence[float]) -> bool:
         """Whether to stop after these values of the metric, oldest first; a NaN is no improvement."""
@@ -191,10 +202,14 @@ def _throttle(in_flight: deque[Any], report: Mapping[str, jax.Array]) -> None:
 
 
 def _recall(writer: Writer, evals: Sequence[Eval], early: EarlyStopping | None, start: int) -> tuple[list[str], list[float]]:
-    """What the record knows at the start: the evals of this very step, and the watched metric so far. The first process's word counts."""
+    """What the record knows at the start: the evals of this very step, and the watched metric so far. The first process's word counts.
+
+    A metric that was not finite is on record as null, and NaN again here.
+    """
     recorded = [item.name for item in evals if writer.has_eval(start, item.name)]
-    watched: list[float] = []
+    watched: list[float | None] = []
     if early is not None:
         name, _, metric = early.metric.partition("/")
         watched = [values[metric] for at, values in writer.eval_history(name) if at <= start and metric in values]
-    return tuple(hosts.tell(hosts.fresh("recall"), [recorded, watched]))  # type: ignore[return-value]
+    recorded, watched = hosts.tell(hosts.fresh("recall"), [recorded, watched])
+    return recorded, [math.nan if value is None else value for value in watched]

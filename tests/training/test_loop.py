@@ -153,6 +153,19 @@ def test_patience(values, over):
     assert EarlyStopping("a/b", patience=2, mode="max", least=0.01).is_over([-value for value in values]) == over
 
 
+def test_a_nan_on_record_is_no_improvement_after_a_resume():
+    history = [(1, {"loss": 0.5}), (2, {"loss": None})]  # as it comes back from evals.jsonl
+    recorder = Recorder(recorded={(1, "held"), (2, "held")}, history=history)
+    ended = run(recorder, 2, until=9, evals=[Eval("held", 1, scores(0.6))], early=EarlyStopping("held/loss", patience=2))
+    assert (ended.reason, ended.step) == ("early", 3)
+
+
+@pytest.mark.parametrize("options, message", [({"patience": 0}, "patience=0.*1 or more"), ({"mode": "low"}, "mode='low'.*min, max")])
+def test_senseless_early_stopping_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyStopping("held/loss", **{"patience": 3} | options)
+
+
 def test_a_last_save_that_failed_is_not_a_success():
     class Failing(Recorder):
         def close(self):
