@@ -177,7 +177,8 @@ def _nonzero(total: jax.Array) -> jax.Array:
 
 
 def _keep(skip: jax.Array, old: Any, new: Any) -> Any:
-    return jax.tree.map(lambda o, n: jnp.where(skip, o, n), old, new)
+    """The old leaves or the new ones, in the old ones' dtypes: the state of step 1 is of the same kind as that of step 0."""
+    return jax.tree.map(lambda o, n: jnp.where(skip, o, n.astype(o.dtype)), old, new)
 
 
 def _average(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:

@@ -12,9 +12,9 @@ import toy
 
 from jaxllm.losses.terms import Term
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.training.optimizers import make_optimizer
+from jaxllm.training.optimizers import OPTIMIZERS, make_optimizer
 from jaxllm.training.spikes import REASONS
-from jaxllm.training.state import create
+from jaxllm.training.state import abstract, create
 from jaxllm.training.step import jit_step, make_step, purpose_key
 
 MESHES = {"one": {"fsdp": 1}, "fsdp": {"fsdp": 8}, "mixed": {"replica": 2, "fsdp": 2, "tensor": 2}}
@@ -152,6 +152,18 @@ def test_moving_average():
     state, _ = run("one", "adamw", clip_norm=1.0, ema=True)
     expected = jax.tree.map(lambda e, p: 0.1 * e + 0.9 * p, toy.init(), state.params)  # the first decay is (1 + 0) / (10 + 0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_of_low_precision_keeps_its_dtypes(name):
+    """Otherwise a checkpoint of a later step is another structure than the state that is to be resumed."""
+    optimizer = make_optimizer(name, 1e-2, axes=toy.AXES)
+    low = functools.partial(jax.tree.map, lambda p: p.astype(jnp.bfloat16), toy.init())
+    state = abstract(low, optimizer, mesh_of("one"), toy.AXES, ema=True)
+    with jax.set_mesh(mesh_of("one")):
+        after, _ = jax.eval_shape(make_step(toy.loss, toy.totals, optimizer, ema_decay=0.9), state, None, toy.make_batch())
+    kinds = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state, after)]
+    assert kinds[0] == kinds[1]
 
 
 def test_frozen_parameters_are_untouched_and_outside_the_norm():
