@@ -1,5 +1,6 @@
 """Saving state and feed while training goes on, and restoring the last checkpoint that is whole."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -240,11 +241,12 @@ class Checkpoints:
                 self._metrics[described.step] = described.metrics
                 deleted = retention.to_delete(self._metrics, self._keep, self._best)
                 retention.delete(self.folder, deleted)
-        except OSError as failure:
+        except Exception as failure:  # object stores raise of all kinds
             error = _one_line(failure)
         if error is not None:
-            for leftover in retention.leftovers(self.folder):
-                retention.remove(leftover)
+            with contextlib.suppress(Exception):  # what stays is never taken for a checkpoint, and the next start clears it away
+                for leftover in retention.leftovers(self.folder):
+                    retention.remove(leftover)
         for step in deleted:
             self._metrics.pop(step)
         return error, deleted

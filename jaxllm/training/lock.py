@@ -136,5 +136,5 @@ def _renew(path: epath.Path, owner: dict[str, str | int], beat: float, done: thr
                 print(f"{_refusal(path.parent, text)} This process lost its lease and ends.", file=sys.stderr, flush=True)
                 os._exit(1)
             path.write_text(json.dumps(owner | {"beat": count}))
-        except (OSError, ValueError) as error:  # the store is away for a moment: the next beat tries again
+        except Exception as error:  # the store is away for a moment, with an error of whatever kind: the next beat tries again
             print(f"The lease {path} could not be renewed: {error}", file=sys.stderr, flush=True)

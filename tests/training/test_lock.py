@@ -47,6 +47,18 @@ def test_a_lease_is_renewed_and_given_back(tmp_path):
     assert not path.exists()
 
 
+def test_a_heartbeat_survives_whatever_the_store_raises(tmp_path, monkeypatch, capsys):
+    path = epath.Path(tmp_path / "lease")
+    with lock.lease(path, beat=0.05, stale=0.5):
+        with monkeypatch.context() as patch:
+            patch.setattr(lock.json, "loads", lambda text: (_ for _ in ()).throw(Exception("Error 503")))  # as gcsfs does
+            time.sleep(0.3)
+        before = path.read_text()
+        time.sleep(0.3)
+        assert json.loads(path.read_text())["beat"] > json.loads(before)["beat"]
+    assert "could not be renewed: Error 503" in capsys.readouterr().err
+
+
 def test_a_living_lease_refuses_a_second_and_survives_it(tmp_path):
     path = epath.Path(tmp_path / "lease")
     with lock.lease(path, beat=0.05, stale=1.0):
