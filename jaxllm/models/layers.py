@@ -71,7 +71,7 @@ def _sharded() -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(kernel: jax.Array, axes: rules.LogicalAxes) -> jax.Array:
-    return rules.constrain(kernel, *axes)
+    return rules.constrain(rules.constrain(kernel, *axes, rules=rules.STORED), *axes)
 
 
 def _gathered_forward(kernel, axes):
@@ -88,7 +88,8 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 def weight(kernel: jax.Array, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
     """A stored weight as its product needs it: in the compute dtype, gathered over `fsdp`; its gradient goes back cut as it is stored.
 
-    The cast comes first, so that half the bytes travel in bfloat16. The gathered copy is named "weight": no remat policy keeps it.
+    The cast comes first and is pinned to the stored cut, so that half the bytes travel in bfloat16: left to itself, the partitioner gathers
+    and then casts. The gathered copy is named "weight": no remat policy keeps it.
     """
     kernel = kernel.astype(dtype)
     return checkpoint_name(_gathered(kernel, axes), "weight") if _sharded() else kernel

@@ -1,5 +1,7 @@
 """Sharded = unsharded: loss and every gradient leaf, for each mesh axis and for three of them together."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +114,31 @@ def test_zigzag_order_and_ring_change_nothing():
     data = {k: v[:, order] for k, v in batch(320).items()}
     value, grads, _ = on_mesh(Model(MODELS["llama"], context="ring", remat="full"), {"fsdp": 2, "context": 4}, params, data)
     check(value, grads, *expected)
+
+
+@pytest.fixture
+def never_kept():
+    """What is compiled here is not kept between runs: a program out of the cache writes no dump."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.mark.usefixtures("never_kept")
+def test_layer_weights_travel_in_the_compute_dtype(tmp_path):
+    """Over `fsdp`, in the program as the partitioner leaves it: later the CPU widens all of bfloat16."""
+    model, mesh = Model(MODELS["llama"], dtype="bfloat16", remat="full"), make_mesh({"fsdp": 8})
+    dump = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_pass_re": "spmd-partitioning"}
+    with jax.set_mesh(mesh):
+        stored = rules.shardings(model.axes(), mesh, model.abstract())
+        params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract(), stored)
+        layers = lambda p, d: jnp.mean(model.apply(p, d["tokens"]).astype(jnp.float32))  # noqa: E731
+        jax.jit(jax.grad(layers), out_shardings=stored).lower(params, batch(320)).compile({**QUICK, **dump})
+    text = next(tmp_path.glob("*after_spmd-partitioning*")).read_text()
+    gathered = set(re.findall(r"= (\w+\[[\d,]+\])\S* all-gather\(", text))
+    width, heads, groups, size, inner = 64, 16, 8, 8, 128
+    shapes = [(width, heads, size), (width, groups, size), (heads, size, width), (width, inner), (inner, width)]
+    wanted = {"bf16[" + ",".join(map(str, shape)) + "]" for shape in shapes}
+    assert gathered == wanted | {"f32[320,64]"}  # and the table of the look-up
