@@ -7,6 +7,7 @@ PEAKS: dict[str, float] = {
     "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
     "TPU v5 lite": 197e12,  # v5e: cloud.google.com/tpu/docs/v5e
     "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
     "TPU v5": 459e12,  # v5p: cloud.google.com/tpu/docs/v5p
     "TPU v6 lite": 918e12,  # v6e: cloud.google.com/tpu/docs/v6e
     "TPU v6e": 918e12,

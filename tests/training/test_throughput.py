@@ -14,6 +14,7 @@ from jaxllm.training.throughput import PEAKS, mfu, peak_flops
         ("TPU v4", 275),
         ("TPU v5 lite", 197),
         ("TPU v5", 459),
+        ("TPU v5p", 459),
         ("TPU v6 lite", 918),
         ("TPU7x", 1153.5),
         ("NVIDIA A100-SXM4-80GB", 312),
