@@ -50,6 +50,11 @@ SCHEDULES: dict[str, Shape] = {"constant": constant, "cosine": cosine, "linear":
 DEPENDS_ON_STEPS = ("cosine", "linear", "wsd")  # a longer run with one of these is another run from its first decayed step on
 
 
+def depends_on_steps(name: str, warmup: float = 0) -> bool:
+    """Whether a schedule changes with the length of the run: by its shape, or by a warm-up that is a share of it."""
+    return name in DEPENDS_ON_STEPS or 0 < warmup < 1
+
+
 def make_schedule(name: str, peak: float, *, steps: int, warmup: float = 0, **options) -> Schedule:
     """The learning rate of update number `step`, counted from 0.
 

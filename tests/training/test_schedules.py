@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.training.schedules import DEPENDS_ON_STEPS, SCHEDULES, make_schedule
+from jaxllm.training.schedules import DEPENDS_ON_STEPS, SCHEDULES, depends_on_steps, make_schedule
 
 STEPS, WARMUP, PEAK = 100, 10, 0.5
 
@@ -47,10 +47,12 @@ def test_corners(name, options, step, share):
     assert at(name, step, **options) == pytest.approx(PEAK * share, abs=1e-7)
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 2, 0.1, 0.5])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_only_these_depend_on_the_number_of_steps(name):
-    short, long = (make_schedule(name, 1.0, steps=steps, warmup=2) for steps in (20, 40))
-    assert (name in DEPENDS_ON_STEPS) == any(float(short(i)) != float(long(i)) for i in range(20))
+def test_only_these_depend_on_the_number_of_steps(name, warmup):
+    short, long = (make_schedule(name, 1.0, steps=steps, warmup=warmup) for steps in (20, 40))
+    assert depends_on_steps(name, warmup) == any(float(short(i)) != float(long(i)) for i in range(20))
+    assert depends_on_steps(name) == (name in DEPENDS_ON_STEPS)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
