@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from etils import epath
+
+from jaxllm.parallel import hosts
 
 REMOTE_SECONDS = 30.0  # an object store has no append: the file is written anew at most so often
 
@@ -28,8 +31,55 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class Tail:
+    """Appends to a local file; what a full disk refuses waits in memory for the next write, and no torn end is ever built upon.
+
+    Args:
+      path: the file; its folder is made when something is written.
+    """
+
+    def __init__(self, path: os.PathLike | str):
+        self.path = os.fspath(path)
+        self._waiting = b""
+        self._whole: int | None = None  # since a write failed: the bytes of the file that are whole
+
+    def write(self, content: bytes) -> None:
+        """Appends this, after what is waiting."""
+        self._waiting += content
+        if not self._waiting:
+            return
+        whole = self._whole
+        try:
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            if whole is None:
+                whole = os.path.getsize(self.path) if os.path.exists(self.path) else 0
+            with open(self.path, "ab", buffering=0) as file:
+                file.truncate(whole)
+                left = memoryview(self._waiting)
+                while left:
+                    left = left[file.write(left) :]
+        except OSError as error:
+            if self._whole is None:
+                _say_cannot_write(self.path, error)
+            self._whole = whole or 0
+        else:
+            self._waiting, self._whole = b"", None
+
+    def read(self) -> bytes:
+        """All of it: what is in the file, and what is waiting."""
+        content = Path(self.path).read_bytes() if os.path.exists(self.path) else b""
+        return content[: self._whole] + self._waiting
+
+    def replace(self, content: bytes) -> None:
+        """The whole new content or the whole old one, whatever happens."""
+        _replace(self.path, content)
+        self._waiting, self._whole = b"", None
+
+
 class JsonLines:
     """A file with one JSON object a line, whole lines only; numbers that are not finite become null.
+
+    What cannot be written (a full disk) is said once, kept in memory and tried again at the next write.
 
     Args:
       path: local, or anything etils.epath opens.
@@ -40,6 +90,8 @@ class JsonLines:
         self._remote = "://" in os.fspath(self.path)
         self._lines: list[str] | None = None  # a remote file's, once read
         self._written = 0.0
+        self._failing = False
+        self._tail = Tail(self.path)
         if not self._remote:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
@@ -51,15 +103,14 @@ class JsonLines:
             if time.monotonic() - self._written > REMOTE_SECONDS:
                 self.flush()
         else:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line)
+            self._tail.write(line.encode())
 
     def read(self) -> list[dict[str, Any]]:
         """All records, oldest first."""
         if self._remote:
             lines = self._remembered()
         else:
-            lines = _lines(self.path.read_bytes()) if self.path.exists() else []
+            lines = _lines(self._tail.read())
         return [json.loads(line) for line in lines if line.strip()]
 
     def rewind(self, to: int) -> None:
@@ -72,13 +123,21 @@ class JsonLines:
             self._lines = lines
             self.flush()
         else:
-            _replace(self.path, "".join(lines).encode())
+            self._tail.replace("".join(lines).encode())
 
     def flush(self) -> None:
-        if self._remote and self._lines is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_bytes("".join(self._lines).encode())
+        if not self._remote:
+            self._tail.write(b"")
+        elif self._lines is not None:
             self._written = time.monotonic()
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_bytes("".join(self._lines).encode())
+                self._failing = False
+            except Exception as error:  # object stores raise of all kinds; all lines are here, and written anew the next time
+                if not self._failing:
+                    _say_cannot_write(self.path, error)
+                self._failing = True
 
     def close(self) -> None:
         self.flush()
@@ -98,15 +157,18 @@ class TensorBoard:
 
     def __init__(self, folder: os.PathLike | str):
         self.folder = Path(folder)
-        self._events: Any = None
+        self._file: Tail | None = None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        if self._events is None:
-            from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
 
-            self._events = SummaryWriter(str(self.folder))
-        for tag, value in _scalars(record).items():
-            self._events.add_scalar(tag, value, record["step"])
+        if self._file is None:
+            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+            self._file = Tail(self.folder / name)
+            self._file.write(_frame(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in _scalars(record).items()]
+        self._file.write(_frame(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))))
 
     def rewind(self, to: int) -> None:
         """Rewrites the event files without the later events: TensorBoard's own purging only hides them from some of its readers."""
@@ -118,13 +180,12 @@ class TensorBoard:
                 _replace(path, after)
 
     def flush(self) -> None:
-        if self._events is not None:
-            self._events.flush()
+        if self._file is not None:
+            self._file.write(b"")
 
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        self.flush()
+        self._file = None
 
 
 class Wandb:
@@ -180,6 +241,12 @@ class Wandb:
         return self._run
 
 
+def _say_cannot_write(path: os.PathLike | str, error: Exception) -> None:
+    what = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+    told = "Training goes on; what belongs there is kept in memory and tried again at every write."
+    hosts.say(f"CANNOT WRITE {os.fspath(path)}: {what}. {told}")
+
+
 def _lines(content: bytes) -> list[str]:
     """Lines with their ends; only a newline ends one: JSON strings may hold what `splitlines` splits at (U+2028, U+0085)."""
     return [line + "\n" for line in content.decode().split("\n") if line]
@@ -194,7 +261,7 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
     return {prefix + k: v for k, v in record.items() if k not in ("step", "time", "name") and isinstance(v, int | float)}
 
 
-def _replace(path: os.PathLike, content: bytes) -> None:
+def _replace(path: os.PathLike | str, content: bytes) -> None:
     """The whole new file or the whole old one, whatever happens."""
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
@@ -213,8 +280,17 @@ def _cut_torn_line(path: os.PathLike) -> None:
             file.truncate(whole)
 
 
+def _frame(event: Any) -> bytes:
+    """A record of an event file: length u64, its crc u32, the Event, its crc u32."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+
+
 def _frames(content: bytes) -> Iterator[tuple[bytes, int]]:
-    """The whole records of an event file with their steps: length u64, its crc u32, an Event, its crc u32; a torn last one is left out."""
+    """The whole records of an event file with their steps; a torn last one is left out."""
     from tensorboardX.proto.event_pb2 import Event
 
     at = 0

@@ -1,5 +1,7 @@
 """Files that survive a kill and can be taken back: JSON lines, TensorBoard events, wandb's run."""
 
+import errno
+import io
 import json
 import struct
 import sys
@@ -8,7 +10,7 @@ import types
 import pytest
 from etils import epath
 
-from jaxllm.training import sinks
+from jaxllm.training import metrics, sinks
 from jaxllm.training.sinks import JsonLines, TensorBoard, Wandb
 
 
@@ -82,6 +84,75 @@ def test_rewind_leaves_an_untouched_file_untouched(tmp_path):
     assert (tmp_path / "m.jsonl").stat().st_mtime_ns == before.st_mtime_ns and list(tmp_path.iterdir()) == [tmp_path / "m.jsonl"]
     file.rewind(0)
     assert file.read() == []
+
+
+class FullFile(io.FileIO):
+    """Takes three more bytes and no more."""
+
+    room = 3
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count, self.room = super().write(bytes(content[: self.room])), 0
+        return count
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that is full while .full is true, and cannot even make a file while .closed is."""
+    disk = types.SimpleNamespace(full=False, closed=False)
+
+    def opened(path, mode="r", **options):
+        if disk.closed:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return FullFile(path, mode) if disk.full and "a" in mode else open(path, mode, **options)
+
+    monkeypatch.setattr(sinks, "open", opened, raising=False)
+    return disk
+
+
+def test_a_full_disk_is_said_once_and_nothing_is_lost(tmp_path, disk, capsys):
+    file, board = JsonLines(tmp_path / "m.jsonl"), TensorBoard(tmp_path / "board")
+    for step in range(1, 8):
+        disk.full, disk.closed = step in (3, 4), step in (1, 5)
+        for sink in (file, board):
+            sink.write({"step": step, "loss": float(step)})
+            sink.flush()
+        assert [record["step"] for record in file.read()] == list(range(1, step + 1))
+        if step == 4:
+            assert (tmp_path / "m.jsonl").read_bytes().endswith(b'}\n{"s')
+    board.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == list(range(1, 8))
+    assert [event for event in events(tmp_path / "board") if event[1] == "loss"] == [(step, "loss", float(step)) for step in range(1, 8)]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4 and all(line.startswith("CANNOT WRITE") and "No space left on device" in line for line in said)
+
+
+def test_a_full_disk_does_not_stop_the_writer(tmp_path, disk):
+    writer = metrics.Writer(tmp_path)
+    for step in range(1, 6):
+        disk.full = step in (2, 3)
+        writer.write(step, {"loss": 0.5})
+        writer.record_eval(step, "held", {"loss": 0.25})
+        writer.flush()
+        assert writer.has_eval(step, "held")
+    writer.close()
+    for name in ("metrics", "evals"):
+        assert [record["step"] for record in JsonLines(tmp_path / f"{name}.jsonl").read()] == [1, 2, 3, 4, 5]
+
+
+def test_a_store_that_is_away_is_said_once_and_nothing_is_lost(tmp_path, monkeypatch, capsys):
+    file = JsonLines(tmp_path / "m.jsonl")
+    file._remote = True
+    with monkeypatch.context() as patch:
+        patch.setattr(type(file.path), "write_bytes", lambda path, content: (_ for _ in ()).throw(Exception("Error 503\nand pages")))
+        for step in (1, 2):
+            file.write({"step": step})
+            file.flush()
+    file.close()
+    assert (tmp_path / "m.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert capsys.readouterr().err.count("CANNOT WRITE") == 1
 
 
 def test_a_remote_file_is_written_anew_now_and_then(tmp_path, monkeypatch):
