@@ -28,6 +28,7 @@ from jaxllm.stages.config import load
 
 KEYS = ("train", "eval", "tokenizer", "prepared", "eval_fraction", "dedup", "filters", "max_bad_share", "workers")
 READ_KEYS = ("stage_to", "cache", "cache_bytes")  # of open_prepared: they change nothing of what is prepared
+LEFT_OUT: tuple[Any, ...] = (None, [], (), {})
 BAD_FILE = "bad_records.jsonl"
 PLAN_FILE = "plan"
 SAMPLE_BYTES = 16 * 1024 * 1024
@@ -52,7 +53,7 @@ def note(prepared: Prepared, workdir: str | os.PathLike) -> None:
 def settings_of(config: Any) -> dict[str, Any]:
     """The part of a config that `prepare` reads, without what was left empty."""
     section = config.data.to_dict()
-    wanted = {key: section[key] for key in (*KEYS, "stage_to", "cache") if section[key] not in (None, [], {})}
+    wanted = {key: section[key] for key in (*KEYS, "stage_to", "cache") if section[key] not in LEFT_OUT}
     if wanted.get("prepared") and not wanted.get("train"):  # made elsewhere: its own record says how
         return {key: wanted[key] for key in ("prepared", "stage_to", "cache") if key in wanted}
     return wanted
@@ -173,11 +174,24 @@ def check_same(prepared: Prepared, data: Mapping[str, Any]) -> None:
             " Leave data.tokenizer out to use theirs, or name another data.prepared."
         )
     for key in ("train", "eval", "eval_fraction", "dedup", "filters"):
-        if data.get(key) and said[key] != made[key]:
+        if data.get(key) not in LEFT_OUT and said[key] != made[key]:
             raise ValueError(
                 f"data.{key} says {said[key]}, but the token files in {prepared.folder!r} were made with {made[key]}."
                 f" Leave data.{key} out to use them as they are, or name another data.prepared."
             )
+    paths, num_train = made.get("paths"), len(made["train"])
+    for key, sources, before in zip(("train", "eval"), _sources(data), (slice(num_train), slice(num_train, None)), strict=True):
+        for source, path in zip(sources, paths[before] if paths else (), strict=False):
+            if _absolute(source.path) != _absolute(path):
+                raise ValueError(
+                    f"data.{key} names {source.path!r}, but the token files in {prepared.folder!r} were made from {path!r}."
+                    f" Leave data.{key} out to use them as they are, or name another data.prepared."
+                )
+
+
+def _absolute(path: str) -> str:
+    """A path on this machine in one spelling; anything else as it is."""
+    return path if ":" in path.split("/")[0] else os.path.abspath(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -228,6 +228,30 @@ def test_another_tokenizer_is_refused(data, tmp_path):
         prepare({"prepared": folder, "train": ["other.txt"], "eval_fraction": 0.1}, say=quiet)
 
 
+def test_what_is_said_of_a_named_folder_is_compared_even_where_it_is_nothing(data, tmp_path, monkeypatch):
+    named = data | {"prepared": str(tmp_path / "named")}
+    made = prepare(named | {"eval": [write(tmp_path / "in/b.jsonl", DOCUMENTS[:40])]}, say=quiet, **SMALL)
+
+    def again(**changes):
+        return prepare({"prepared": made.folder} | changes, say=quiet).content
+
+    assert again(eval_fraction=0.1, dedup=True, train=data["train"], eval=[str(tmp_path / "in/b.jsonl")], tokenizer=BYTES) == made.content
+    for key, value, message in (("dedup", False, "data.dedup says False"), ("eval_fraction", 0.0, "data.eval_fraction says 0.0")):
+        with pytest.raises(ValueError, match=message):
+            again(**{key: value})
+    monkeypatch.chdir(tmp_path / "in")
+    assert again(train=["a.jsonl"]) == again(eval=["../in/b.jsonl"]) == made.content  # another spelling
+    for key, name in (("train", "a"), ("eval", "b")):
+        other = write(tmp_path / f"other/{name}.jsonl", DOCUMENTS)  # of the same name, but other text
+        with pytest.raises(ValueError, match=rf"data.{key} names '.*other/{name}.jsonl', but .* were made from '.*in/{name}.jsonl'"):
+            again(**{key: [other]})
+    index = Path(made.folder, "index.json")
+    older = json.loads(index.read_text())
+    del older["made_from"]["paths"]
+    index.write_text(json.dumps(older))
+    assert again(train=[str(tmp_path / "other/a.jsonl")]) == made.content  # made before paths were kept
+
+
 def test_missing_or_altered_files_are_noticed(data, tmp_path):
     prepared = prepare(data, root=tmp_path / "out", say=quiet, **SMALL)
     prepared.verify()
