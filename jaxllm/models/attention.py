@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models import cache as caches
 from jaxllm.models.config import ModelConfig
@@ -51,8 +50,7 @@ class Attention(nn.Module):
             cache = caches.write_layer(cache, k, v, tokens.cursor)
             k, v = cache
         y = self._attend(q, k, v, tokens, rng, cached=cache is not None)
-        y = checkpoint_name(rules.constrain(y, "batch", "sequence", "heads", "head_dim"), "attended")
-        return self._output(y), cache
+        return self._output(rules.constrain(y, "batch", "sequence", "heads", "head_dim")), cache
 
     def _projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H], with biases and norms, not rotated."""

@@ -6,14 +6,15 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from jaxllm.ops.blockwise import RESIDUALS
 from jaxllm.parallel import rules
 
 policies = jax.checkpoint_policies
 
-# The results that are named with `checkpoint_name` in layers.py, attention.py and transformer.py.
+# The results that are named with `checkpoint_name` in layers.py and transformer.py, and by attention's kernels: their output and softmax
+# totals, which the backward pass needs. cuDNN's kernel and the reference name nothing: there attention is computed again.
 PROJECTIONS = ("query", "key", "value")
-ATTENTION = ("attended", "attention_residuals")
-PRODUCTS = (*PROJECTIONS, *ATTENTION, "output", "gate", "up", "down")
+PRODUCTS = (*PROJECTIONS, RESIDUALS, "output", "gate", "up", "down")
 
 
 def _keep_all_but_weights(primitive: Any, *_, **params: Any) -> bool:
@@ -45,7 +46,7 @@ def _offload() -> Callable:
             f"remat='offload' needs the memory 'pinned_host'; the backend {jax.default_backend()!r} has only: {', '.join(sorted(kinds))}. "
             "Choose remat='full', which needs the least memory of the others."
         )
-    names = ("block_input", *PROJECTIONS, *ATTENTION)
+    names = ("block_input", *PROJECTIONS, RESIDUALS)
     return policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[], names_which_can_be_offloaded=list(names), offload_src="device", offload_dst="pinned_host"
     )

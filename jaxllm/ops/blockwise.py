@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.ops import visibility
 from jaxllm.ops.products import gradient_dtype, multiply
@@ -18,6 +19,7 @@ from jaxllm.ops.visibility import Side
 
 MASKED = -1e30  # a score that is not visible
 FLOOR = -1e29  # the least running maximum: exp(MASKED - FLOOR) is 0, so a row that sees nothing sums to 0
+RESIDUALS = "attention_residuals"  # what remat policies call a kernel's output and softmax totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ def attend(rule: Rule, q: jax.Array, k: jax.Array, v: jax.Array, queries: Side, 
 
 def _attend_forward(rule, q, k, v, queries, keys, heads):
     out, log_total = finish(extend(rule, start(q), q, k, v, queries, keys, heads), q.dtype)
+    out, log_total = named(out), named(log_total)
     return out, (q, k, v, queries, keys, heads, out, log_total)
 
 
@@ -72,6 +75,11 @@ def _attend_backward(rule, saved, d_out):
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+def named(residual: jax.Array) -> jax.Array:
+    """A part of the result that the backward pass needs, under the name by which a remat policy keeps it."""
+    return checkpoint_name(residual, RESIDUALS)
 
 
 def start(q: jax.Array) -> Running:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from jaxllm.ops.blockwise import Rule
+from jaxllm.ops.blockwise import RESIDUALS, Rule
 
 if TYPE_CHECKING:
     from jaxllm.ops.attention import Asked
@@ -97,6 +97,7 @@ def _splash_kernel(num_heads: int, length: int, block: int, kind: str, window: i
             masks.MultiHeadMask([mask] * num_heads),
             block_sizes=sizes,
             attn_logits_soft_cap=softcap,
+            residual_checkpoint_name=RESIDUALS,
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,

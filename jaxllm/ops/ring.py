@@ -73,7 +73,7 @@ def _ring_forward(axis, rule, q, k, v, queries, keys, heads):
 
     (running, last), _ = jax.lax.scan(visit, (blockwise.start(q), (k, v, keys)), length=jax.lax.axis_size(axis) - 1)
     running = blockwise.extend(local, running, q, last[0], last[1], queries, last[2], heads)
-    out, log_total = blockwise.finish(running, q.dtype)
+    out, log_total = (blockwise.named(x) for x in blockwise.finish(running, q.dtype))
     return out, (q, k, v, queries, keys, heads, out, log_total)
 
 

@@ -1,5 +1,6 @@
 """The Model facade: layouts, remat policies, packing, decoding and dropout change nothing that they should not change."""
 
+import contextlib
 import functools
 
 import jax
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import subjaxprs
 
 from jaxllm.models.layers import dropout
 from jaxllm.models.model import Model
 from jaxllm.models.presets import PRESETS, TINY, preset
 from jaxllm.models.remat import POLICIES
 from jaxllm.parallel import rules
+from jaxllm.parallel.mesh import make_mesh
 from tests.oracle import families
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
@@ -23,6 +26,7 @@ GEMMA = preset("tiny_gemma2").replace(**SMALL, num_layers=3)  # two places in th
 LITTLE = {name: {**SMALL, "num_layers": 2} for name in TINY}
 LITTLE["tiny_gemma3"] = {**SMALL, "num_layers": 3, "layer_pattern": ("local", "global")}
 LLAMA = preset("tiny_llama3").replace(**SMALL, num_layers=2)
+SPLASH = ({"attention": "splash"}, {}, "pallas_call")
 DROPPING = LLAMA.replace(residual_dropout=0.2, attention_dropout=0.3, embedding_dropout=0.1)
 
 
@@ -81,6 +85,24 @@ def test_remat_policies_keep_less_and_less():
 
     none, minimal, dots, full = (kept(name) for name in ("none", "minimal", "dots", "full"))
     assert none > minimal > dots > full
+
+
+def times(jaxpr, primitive):
+    """How often the primitive is in the program, a loop's body taken once."""
+    return sum(eqn.primitive.name == primitive for eqn in jaxpr.eqns) + sum(times(inner, primitive) for inner in subjaxprs(jaxpr))
+
+
+@pytest.mark.parametrize(("how", "sizes", "primitive"), [({}, {}, "cond"), ({"context": "ring"}, {"context": 8}, "cond"), SPLASH])
+def test_minimal_computes_no_attention_again(how, sizes, primitive):
+    """A kernel skips blocks with `cond`, or is a `pallas_call`: the gradient has no more of them than without remat, and "full" has."""
+
+    def kernels(remat):
+        model, tokens = Model(LLAMA, remat=remat, **how), jnp.zeros((1, 2048), jnp.int32)
+        gradient = jax.grad(lambda p: jnp.sum(model.apply(p, tokens)))
+        with jax.set_mesh(make_mesh(sizes)) if sizes else contextlib.nullcontext():
+            return times(jax.make_jaxpr(gradient)(model.abstract()).jaxpr, primitive)
+
+    assert kernels("full") > kernels("none") == kernels("minimal") > 0
 
 
 def test_offload_says_when_there_is_nowhere_to(monkeypatch):
