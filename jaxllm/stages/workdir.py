@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxllm import __version__
 from jaxllm.data.tokenizers import INFO_FILE, Tokenizer, load_tokenizer
 from jaxllm.stages.config import as_dict, differences, flatten
-from jaxllm.training.schedules import DEPENDS_ON_STEPS
+from jaxllm.training.schedules import depends_on_steps
 
 NAME = "config.json"
 TOKENIZER = "tokenizer"
@@ -95,7 +95,7 @@ def enter(stage: str, config: ConfigDict, workdir: str | os.PathLike[str]) -> li
         shown = "; ".join(f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed[:5])
         raise ValueError(f"{workdir} is the run of another config: {shown}. Set these back, or choose another --workdir.")
     said = []
-    if old["steps"] != new["steps"] and (new["schedule"]["name"] in DEPENDS_ON_STEPS or 0 < new["schedule"]["warmup"] < 1):
+    if old["steps"] != new["steps"] and depends_on_steps(new["schedule"]["name"], new["schedule"]["warmup"]):
         name = new["schedule"]["name"]
         said.append(f"steps was {old['steps']}, is {new['steps']}: the {name} schedule depends on it, so the learning rate jumps here.")
     return said
