@@ -38,12 +38,13 @@ class ModelConfig:
       norm_bias: whether a LayerNorm has a bias.
       norm_plus_one: the norm multiplies by 1 + scale, and scale starts at 0 (Gemma).
       block: sequential or parallel, see `CHOICES`.
-      qk_norm: RMS norm of queries and keys before the rotation, see `CHOICES`.
+      qk_norm: norm of queries and keys before the rotation, of the kind that `norm` says, see `CHOICES`.
       qkv_bias, output_bias, mlp_bias: biases of q, k, v; of the attention's output; of both MLP layers.
       positions: see `CHOICES`.
       rope_theta: base of the rotary frequencies.
       rope_fraction: the share of H that is rotated (partial rotary).
       rope_scaling: a Hugging Face `rope_scaling` table, of type linear, dynamic, yarn or llama3; kept as a sorted tuple of pairs.
+        Type default is kept as None; dynamic without `original_max_position_embeddings` takes it from max_positions.
       local_rope_theta: base of the "local" layers, which then go unscaled (Gemma 3); None means as in all other layers.
       layer_pattern: the kinds of consecutive layers, "global" or "local", repeated to L.
       window: how many positions a token of a "local" layer sees, itself included.
@@ -96,7 +97,7 @@ class ModelConfig:
     def __post_init__(self):
         fill = object.__setattr__
         fill(self, "layer_pattern", tuple(self.layer_pattern))
-        scaling = _as_dict(self.rope_scaling)
+        scaling = _scaling(_as_dict(self.rope_scaling), self.max_positions)
         fill(self, "rope_scaling", None if not scaling else tuple(sorted((k, _frozen(v)) for k, v in scaling.items())))
         _check_sizes(self)
         if self.num_kv_heads is None:
@@ -158,6 +159,14 @@ class ModelConfig:
 
 def _as_dict(value: Any) -> dict[str, Any]:
     return dict(value.items() if isinstance(value, Mapping) or hasattr(value, "items") else value or ())
+
+
+def _scaling(given: dict[str, Any], max_positions: int) -> dict[str, Any]:
+    """The table with what Hugging Face leaves unsaid: type "default" scales nothing, and "dynamic" starts from the model's own length."""
+    kind = given.get("rope_type", given.get("type"))
+    if kind == "dynamic" and given.get("original_max_position_embeddings") is None:
+        return {**given, "original_max_position_embeddings": max_positions}
+    return {} if kind == "default" else given
 
 
 def _frozen(value: Any) -> Any:

@@ -59,6 +59,18 @@ def test_equal_configs_hash_equal():
     assert a.replace(width=64).rope_scaling_dict == scaling
 
 
+@pytest.mark.parametrize("name", ["rope_type", "type"])
+def test_rope_scaling_says_what_hugging_face_leaves_out(name):
+    assert ModelConfig(**BASE, rope_scaling={name: "default"}) == ModelConfig(**BASE)
+    dynamic = {name: "dynamic", "factor": 2.0}
+    filled = ModelConfig(**BASE, max_positions=512, rope_scaling=dynamic)
+    assert filled.rope_scaling_dict == {**dynamic, "original_max_position_embeddings": 512}
+    longer = filled.replace(max_positions=1024)  # stretched: what it was made for stays
+    assert longer.rope_scaling_dict == filled.rope_scaling_dict
+    given = {**dynamic, "original_max_position_embeddings": 256}
+    assert ModelConfig(**BASE, rope_scaling=given).rope_scaling_dict == given
+
+
 @pytest.mark.parametrize(("layers", "repeats", "rest"), [(1, 0, (0,)), (6, 2, ()), (8, 2, (6, 7))])
 def test_layers_follow_the_pattern(layers, repeats, rest):
     config = ModelConfig(**{**BASE, "num_layers": layers}, layer_pattern=("local", "local", "global"), window=4)

@@ -237,6 +237,13 @@ def test_dropout_has_its_frequency_and_mean(rate):
     np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-6)
 
 
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+def test_queries_and_keys_are_normalised_as_the_rest(norm):
+    params = Model(LLAMA.replace(qk_norm="head", norm=norm), scan_layers=False).abstract()
+    attention = params["layers"]["0"]["attention"]
+    assert set(attention["query_norm"]) == set(attention["key_norm"]) == set(params["final_norm"])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_shapes_and_axes(name):
     model = Model(preset(name))
