@@ -55,6 +55,7 @@ class Compute:
       attention: the kernel, a name for `ops.attention.attention`.
       context: how keys and values travel along the mesh axis `context`: "gather" or "ring".
       kind: "causal", "bidirectional" or "prefix".
+      scanned: the module is called in the body of a scan.
     """
 
     dtype: str = "float32"
@@ -62,6 +63,7 @@ class Compute:
     attention: str = "auto"
     context: str = "gather"
     kind: str = "causal"
+    scanned: bool = False
 
 
 def _sharded() -> bool:
@@ -95,9 +97,12 @@ def weight(kernel: jax.Array, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
     return checkpoint_name(_gathered(kernel, axes), "weight") if _sharded() else kernel
 
 
-def again(f: Callable) -> Callable:
-    """A chain of elementwise steps whose inside the backward pass computes again: cheaper than to keep its intermediates."""
-    return jax.checkpoint(f, prevent_cse=False)
+def again(f: Callable, compute: Compute) -> Callable:
+    """A chain of elementwise steps whose inside the backward pass computes again: cheaper than to keep its intermediates.
+
+    Only a scan keeps the compiler from finding the same steps in the forward pass, and keeping them after all.
+    """
+    return jax.checkpoint(f, prevent_cse=not compute.scanned)
 
 
 class Dense(nn.Module):
@@ -148,7 +153,6 @@ class Norm(nn.Module):
         if config.norm == "layernorm" and config.norm_bias:
             bias = self.param("bias", nn.initializers.zeros, self.shape, param_dtype).astype(jnp.float32)
 
-        @again
         def normalized(x, scale, bias):
             dims = tuple(range(-len(self.shape), 0))
             y = x.astype(jnp.float32)
@@ -158,7 +162,7 @@ class Norm(nn.Module):
             y = y * (1 + scale if config.norm_plus_one else scale)
             return (y if bias is None else y + bias).astype(self.compute.dtype)
 
-        return normalized(x, scale, bias)
+        return again(normalized, self.compute)(x, scale, bias)
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None, rows: jax.Array | None) -> jax.Array:
@@ -268,9 +272,9 @@ class MLP(nn.Module):
         h = Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x)
         if config.gated_mlp:
             gate = Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x)
-            h = again(lambda gate, up: act(gate) * up)(gate, h)
+            h = again(lambda gate, up: act(gate) * up, self.compute)(gate, h)
         else:
-            h = again(act)(h)
+            h = again(act, self.compute)(h)
         h = rules.constrain(h, "batch", "sequence", "mlp")
         out = (D,) if config.mlp_bias else None
         return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, name="down")(h)

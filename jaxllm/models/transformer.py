@@ -1,5 +1,6 @@
 """The decoder: embedding, L blocks, final norm; blocks scanned over their repeating pattern, or one by one."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -78,11 +79,11 @@ class Pattern(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, scanned: tuple[jax.Array, Layers | None], tokens: Tokens) -> tuple[jax.Array, Layers | None]:
         first, caches = scanned
-        block = rematerialized(Block, self.remat, scanned=True)
+        block, compute = rematerialized(Block, self.remat, scanned=True), dataclasses.replace(self.compute, scanned=True)
         written: Layers = {}
         for place, kind in enumerate(self.config.layer_pattern):
             cache = None if caches is None else caches[str(place)]
-            x, written[str(place)] = block(self.config, self.compute, kind, name=str(place))(x, first + place, cache, tokens)
+            x, written[str(place)] = block(self.config, compute, kind, name=str(place))(x, first + place, cache, tokens)
         return x, None if caches is None else written
 
 

@@ -105,6 +105,22 @@ def test_minimal_computes_no_attention_again(how, sizes, primitive):
     assert kernels("full") > kernels("none") == kernels("minimal") > 0
 
 
+@pytest.mark.parametrize(("scan_layers", "kept_apart"), [(True, {False}), (False, {True})])
+def test_the_compiler_does_not_undo_what_is_computed_again(scan_layers, kept_apart):
+    """Norms and activations of the layers: in a scan's body they are apart from the forward pass anyway."""
+
+    def inner(jaxpr):
+        for eqn in jaxpr.eqns:
+            if "prevent_cse" in eqn.params:
+                yield eqn.params["prevent_cse"]
+        for part in subjaxprs(jaxpr):
+            yield from inner(part)
+
+    model = Model(LLAMA.replace(norm_placement="post"), scan_layers=scan_layers)  # no norm outside of the layers
+    gradient = jax.grad(lambda p: jnp.sum(model.apply(p, jnp.zeros((1, T), jnp.int32))))
+    assert set(inner(jax.make_jaxpr(gradient)(model.abstract()).jaxpr)) == kept_apart
+
+
 def test_offload_says_when_there_is_nowhere_to(monkeypatch):
     class Device:
         def addressable_memories(self):
