@@ -123,6 +123,7 @@ def merge(
         source = source_name(name, table)
         merged[name] = array
         if any(re.fullmatch(pattern, name) for pattern in skip):
+            used.add(source)
             rows.append((name, "fresh (init_skip)"))
             continue
         if source not in theirs:

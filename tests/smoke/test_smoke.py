@@ -127,7 +127,7 @@ def test_eight_faked_devices_learn_the_same(place, whole):
 
 
 def test_the_rest_of_the_command_line(place, whole):
-    code, out, err = call(place, "evaluate", "--workdir", whole)
+    code, out, err = call(place, "evaluate", "--workdir", whole, "--config.eval.batches=2")
     assert code == 0, err
     scores, recorded = json.loads(out.splitlines()[0]), records(whole, "evals")[-1]
     assert scores["step"] == 40 and abs(scores["loss"] - recorded["loss"]) < 1e-5
