@@ -114,7 +114,7 @@ def verdict(run: Path, page: Path, killed_at: int | None, seconds: float) -> int
         f"held-out bits per byte: {first['bits_per_byte']:.3f} at step {first['step']},"
         f" {last['bits_per_byte']:.3f} at step {last['step']}"
         f" (unigram baseline {baselines['unigram_bits_per_byte']:.3f})\n"
-        f"restarts: {spent['restarts']}; steps taken again: {spent['lost_seconds']:.1f} s of work\n"
+        f"restarts: {spent['restarts']}; steps taken again: {max(0.0, spent['lost_seconds']):.1f} s of work\n"
         f"{seconds:.0f} s in all on {os.cpu_count()} cores. Open {page}",
         file=sys.stderr,
     )
