@@ -2,8 +2,8 @@
 
 jaxllm pretrain --config configs/pretrain/stdlib_code.py --workdir runs/stdlib
 
-On two cores of an AMD EPYC (2026-11-22, inside `make demo`, 208 s with tokenizer, one kill and resume, samples and report): held-out bits per byte
-3.57 at step 0, 2.02 at step 200; the unigram baseline is 2.89.
+On two cores of an AMD EPYC (2026-11-22, inside `make demo`: 208 s with tokenizer, one kill and resume, samples and report), held-out
+bits per byte 3.57 at step 0 and 2.02 at step 200; the unigram baseline is 2.89.
 """
 
 from ml_collections import ConfigDict
