@@ -77,6 +77,7 @@ def lease(path: epath.Path, beat: float = BEAT_SECONDS, stale: float = STALE_SEC
     """Holds an object that says who writes, renewed from a thread; a process that finds it taken over ends with code 1.
 
     Clocks of machines differ, so whether a lease lives is decided by watching whether it changes, never by the time written in it.
+    A store that does not replace an object at once may be read in the middle of a renewal: what does not parse is read again.
 
     Args:
       path: the object.
@@ -113,10 +114,18 @@ def _wait_until_dead(path: epath.Path, stale: float, beat: float) -> None:
     while time.monotonic() < end:
         time.sleep(min(beat / 4, 5.0))
         try:
-            if (now := path.read_text()) != first:
+            if (now := path.read_text()) != first and _is_whole(now):
                 raise _refusal(path.parent, now)
         except FileNotFoundError:
             return
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_mine(path: epath.Path, owner: dict[str, str | int]) -> bool:

@@ -1,5 +1,6 @@
 """One writer: the second is told who the first is, and a dead one's lock is free."""
 
+import concurrent.futures
 import json
 import subprocess
 import sys
@@ -61,11 +62,28 @@ def test_a_heartbeat_survives_whatever_the_store_raises(tmp_path, monkeypatch, c
 
 def test_a_living_lease_refuses_a_second_and_survives_it(tmp_path):
     path = epath.Path(tmp_path / "lease")
-    with lock.lease(path, beat=0.05, stale=1.0):
-        with pytest.raises(ValueError, match="is being written by process"), lock.lease(path, beat=0.05, stale=1.0):
+    with lock.lease(path, beat=0.05, stale=20.0):
+        with pytest.raises(ValueError, match="is being written by process"), lock.lease(path, beat=0.05, stale=20.0):
             raise AssertionError("two writers")
         time.sleep(0.2)  # still there, and still renewed
     assert not path.exists()
+
+
+def test_a_lease_read_in_the_middle_of_a_renewal_is_read_again(tmp_path):
+    path = epath.Path(tmp_path / "lease")
+    path.write_text(json.dumps({"id": "other", "pid": 7, "host": "h", "beat": 3}))
+
+    def renew():
+        time.sleep(0.2)
+        path.write_text("")  # what a reader sees between the truncation and the write
+        time.sleep(0.3)
+        path.write_text(json.dumps({"id": "other", "pid": 7, "host": "h", "beat": 4}))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        renewed = pool.submit(renew)
+        with pytest.raises(ValueError, match="is being written by process 7 on h"), lock.lease(path, beat=0.05, stale=20.0):
+            raise AssertionError("two writers")
+        renewed.result()
 
 
 def test_a_dead_lease_is_taken_over_after_watching_it(tmp_path, capsys):
