@@ -1,4 +1,4 @@
-"""The parts of a block that are not attention: weights brought to their use, norms, look-up, dropout, the MLP."""
+"""The parts of a block that are not attention: weights brought to their use, norms, look-up, the MLP."""
 
 import math
 from collections.abc import Callable
@@ -163,23 +163,6 @@ class Norm(nn.Module):
             return (y if bias is None else y + bias).astype(self.compute.dtype)
 
         return again(normalized, self.compute)(x, scale, bias)
-
-
-def dropout(x: jax.Array, rate: float, rng: jax.Array | None, rows: jax.Array | None) -> jax.Array:
-    """Zeroes elements with probability `rate` and scales the rest; each row [T, ...] draws from a key of its own.
-
-    Args:
-      x: [B, T, ...].
-      rate: probability of a zero.
-      rng: one key for this place in the model; None means no dropout.
-      rows: int32 [B], what the rows are called in the global batch.
-    """
-    if rng is None or rate == 0:
-        return x
-    assert rows is not None
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, rows)
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def look_up(table: jax.Array, index: jax.Array, dtype: str, axes: rules.LogicalAxes = ("vocab", "embed")) -> jax.Array:

@@ -122,7 +122,8 @@ class Model:
           kind: "causal", "bidirectional" or "prefix".
           prefix: bool [B, T], tokens that their whole document sees; with kind "prefix" only.
           rng: a key for dropout; None means no dropout.
-          rows: int32 [B], the rows' indices in the global batch: dropout depends on them and not on the place in `tokens`; None: 0..B-1.
+          rows: int32 [B], the rows' indices in the global batch; None: 0..B-1. Dropout depends on them, on segments and on positions, and
+            not on the place in `tokens`.
 
         Returns:
           [B, T, D] after the final norm, in `dtype`.

@@ -11,12 +11,22 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxllm.models.attention import Attention, Tokens
 from jaxllm.models.cache import LayerCache
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import MLP, Compute, Embedding, Norm, dropout, standard_deviations
+from jaxllm.models.layers import MLP, Compute, Embedding, Norm, again, standard_deviations
 from jaxllm.models.remat import rematerialized
+from jaxllm.ops.dropout import drop_channels, token_codes
 from jaxllm.parallel import rules
 
 Layers = dict[str, Any]  # a cache's `layers`: a tree of LayerCaches
 Carried = tuple[jax.Array, LayerCache | None]
+
+
+def dropped(x: jax.Array, rate: float, rng: jax.Array | None, tokens: Tokens, compute: Compute) -> jax.Array:
+    """x [B, T, D] after dropout; without a key it is x. The backward pass draws again from the tokens' codes: no mask is kept."""
+    if rng is None or not rate:
+        return x
+    assert tokens.rows is not None
+    codes = token_codes(rng, tokens.rows, tokens.segments, tokens.positions)
+    return again(lambda x, codes: drop_channels(x, codes, rate), compute)(x, codes)
 
 
 class Block(nn.Module):
@@ -51,11 +61,11 @@ class Block(nn.Module):
     def _attend(self, x, tokens: Tokens, cache, keys) -> Carried:
         x = self._before("attention_norm", x)
         y, cache = Attention(self.config, self.compute, self.kind, name="attention")(x, tokens, cache, keys[0])
-        return dropout(self._after("attention_output_norm", y), self.config.residual_dropout, keys[1], tokens.rows), cache
+        return dropped(self._after("attention_output_norm", y), self.config.residual_dropout, keys[1], tokens, self.compute), cache
 
     def _feed_forward(self, x, tokens: Tokens, keys) -> jax.Array:
         y = MLP(self.config, self.compute, name="mlp")(self._before("mlp_norm", x))
-        return dropout(self._after("mlp_output_norm", y), self.config.residual_dropout, keys[2], tokens.rows)
+        return dropped(self._after("mlp_output_norm", y), self.config.residual_dropout, keys[2], tokens, self.compute)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         own = self.config.norm_placement in ("pre", "sandwich") and self.config.block != "parallel_shared"
@@ -138,7 +148,7 @@ class Stem(nn.Module):
         config = self.config
         x = Embedding(config, self.compute, name="embedding")(tokens, context.positions)
         key = None if context.rng is None else jax.random.fold_in(context.rng, config.num_layers)
-        x = dropout(x, config.embedding_dropout, key, context.rows)
+        x = dropped(x, config.embedding_dropout, key, context, self.compute)
         if self.layers is not None:
             x, caches = self.layers(x, caches, context)
         if config.norm_placement != "post":

@@ -11,6 +11,7 @@ from absl import logging
 from jaxllm.ops import blockwise, flash, visibility
 from jaxllm.ops import ring as ring_forms
 from jaxllm.ops.blockwise import Rule
+from jaxllm.ops.dropout import kept_pairs, token_codes
 from jaxllm.ops.ring import zigzag_order
 from jaxllm.ops.visibility import Side
 from jaxllm.parallel import rules
@@ -96,8 +97,8 @@ def attention(
     queries, keys = _side(q, q_positions, q_segments, None), _side(k, kv_positions, kv_segments, prefix)
     if dropout:
         assert rng is not None and rows is not None  # _check has said so to the user
-        queries = queries._replace(codes=visibility.token_codes(rng, rows, queries, salt=1))
-        keys = keys._replace(codes=visibility.token_codes(rng, rows, keys, salt=2))
+        queries = queries._replace(codes=token_codes(rng, rows, queries.segments, queries.positions, salt=1))
+        keys = keys._replace(codes=token_codes(rng, rows, keys.segments, keys.positions, salt=2))
     return KERNELS[_choose(implementation, asked)](asked, context, q, k, v, queries, keys)
 
 
@@ -113,7 +114,7 @@ def reference(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) ->
     probs = jnp.where(mask, jax.nn.softmax(jnp.where(jnp.any(mask, -1, keepdims=True), scores, 0.0), axis=-1), 0.0)
     if rule.dropout:
         heads = jnp.arange(q.shape[2], dtype=jnp.int32)[:, None]
-        probs = jnp.where(visibility.kept(queries.codes, keys.codes, heads, rule.dropout)[:, :, 0], probs / (1 - rule.dropout), 0.0)
+        probs = jnp.where(kept_pairs(queries.codes, keys.codes, heads, rule.dropout)[:, :, 0], probs / (1 - rule.dropout), 0.0)
     return jnp.einsum("bnts,bsnh->btnh", probs, v).astype(q.dtype)
 
 

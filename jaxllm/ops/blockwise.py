@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.ops import visibility
+from jaxllm.ops import dropout, visibility
 from jaxllm.ops.products import gradient_dtype, multiply
 from jaxllm.ops.visibility import Side
 
@@ -205,7 +205,7 @@ def _rows(x: jax.Array) -> jax.Array:
 def _drop(rule: Rule, x, queries: Side, keys: Side, heads):
     if not rule.dropout:
         return x
-    return jnp.where(visibility.kept(queries.codes, keys.codes, heads, rule.dropout), x / (1 - rule.dropout), 0)
+    return jnp.where(dropout.kept_pairs(queries.codes, keys.codes, heads, rule.dropout), x / (1 - rule.dropout), 0)
 
 
 def _num_blocks(length: int, rule: Rule) -> int:
