@@ -172,10 +172,26 @@ def check_metric(key: str, metric: str | None, sets: Sequence[str]) -> None:
         )
 
 
+def check_best(config: ConfigDict) -> None:
+    """Refuses to keep the best of checkpoints whose steps are not evaluated: only one that was has a metric to be chosen by.
+
+    Raises:
+      ValueError: names the two intervals.
+    """
+    saves, evals = config.checkpoint.every, config.eval.every
+    if config.checkpoint.best and (not saves or not evals or (saves % evals and evals % saves)):
+        raise ValueError(
+            f"checkpoint.best={config.checkpoint.best!r} chooses among checkpoints of steps that were evaluated, but checkpoint.every={saves}"
+            f" and eval.every={evals} {f'meet only every {math.lcm(saves, evals)} steps' if saves and evals else 'never meet'}."
+            f" Make one a multiple of the other: eval.every={saves or evals or 100}, checkpoint.every={saves or evals or 100}, say."
+        )
+
+
 def build(config: ConfigDict, make_objective: Callable) -> Run:
     """Mesh, data, model, optimizer: everything that needs no memory on a device yet."""
     if config.checkpoint.export_every:
         raise ValueError("checkpoint.export_every is not supported yet: exports come with `jaxllm convert`. Leave it at 0.")
+    check_best(config)
     mesh = make_mesh(setup.mesh_sizes(config))
     check_batch(config, dict(mesh.shape))
     prepared = inputs.data(config)

@@ -80,16 +80,18 @@ class Checkpoints:
           step: optimizer updates done.
           state: a tree of (global) jax.Arrays; it may be donated as soon as this returns.
           feed_state: what `feed.state()` returned (JSON values and arrays, nested), or `feed.state` itself, called when a save starts.
-          metrics: numbers of this step; `best` is looked up here.
+          metrics: numbers of this step; `best` is looked up here. A checkpoint that is there already, of a run that was asked to stop
+            before its evals, gets those that are new.
           force: due whatever the interval says.
 
         Returns:
           True when a save was started.
         """
-        if not (force or self._is_due(step)):
+        if not (force or self._is_due(step) or step in self._there):
             return False
         self.wait()
         if step in self._there:
+            self._add_metrics(step, metrics or {})
             return False
         self._clock = time.monotonic()
         arrays, feed = split_feed(feed_state() if callable(feed_state) else feed_state)
@@ -188,6 +190,18 @@ class Checkpoints:
                 self._metrics[step] = manifests.read(self.folder / str(step)).metrics
             except BrokenCheckpoint:
                 self._metrics[step] = {}  # `newest_whole` will say what is wrong with it
+
+    def _add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """In the first process: writes the numbers of late evals into the manifest of a checkpoint."""
+        if not hosts.is_first() or metrics.keys() <= self._metrics[step].keys():
+            return
+        path, late = self.folder / str(step), {name: float(value) for name, value in metrics.items()}
+        try:
+            found = manifests.read(path)
+            self._metrics[step] = {**found.metrics, **late}
+            manifests.write(path, dataclasses.replace(found, metrics=self._metrics[step]))
+        except Exception as error:  # a full disk, a store that is away: the checkpoint itself is as whole as before
+            self._say(f"The metrics of checkpoint {step} could not be added: {_one_line(error)}. Training goes on.")
 
     def _is_due(self, step: int) -> bool:
         if self._every is not None and step > 0 and step % self._every == 0:

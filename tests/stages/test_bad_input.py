@@ -50,6 +50,11 @@ MISTAKES = {
     "no parts": (["--config.microbatches=0"], "microbatches=0 must be 1 or more"),
     "a switch that is a word": (["--config.model.tied_embeddings=no"], "model.tied_embeddings='no' is not True or False"),
     "a metric that never comes": (["--config.early_stopping.metric=heldout/loss"], "Choose one of: lines/loss"),
+    "a best that is never evaluated": (
+        ["--config.checkpoint.best=lines/loss", "--config.checkpoint.every=30", "--config.eval.every=20"],
+        "checkpoint.every=30 and eval.every=20 meet only every 60 steps. Make one a multiple of the other: eval.every=30",
+    ),
+    "a best of the last alone": (["--config.checkpoint.best=lines/loss"], "eval.every=0 never meet"),
     "an export that cannot be": (["--config.checkpoint.export_every=5"], "not supported yet"),
     "unknown objective": (["--config.objective=masked"], "Choose one of: causal"),
     "no work directory to start from": (["--config.init_from=/no/such/run"], "/no/such/run is not a work directory"),

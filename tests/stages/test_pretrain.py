@@ -56,23 +56,26 @@ def test_it_learns_and_does_not_without_gradient(stage, settings, tmp_path):
     assert records(tmp_path / "frozen", "evals")[-1]["loss"] > 5.5
 
 
+class StopAt:
+    """A run that is asked to stop at a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __call__(self, step):
+        return step == self.step
+
+
 def test_stopped_and_resumed_is_never_interrupted(stage, settings, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     words = ["--config.steps=14", "--config.checkpoint.every=5", "--config.eval.every=4", "--config.model.residual_dropout=0.1"]
     assert stage("pretrain", "--config", settings, "--workdir", whole, *words) == 0
-
-    class StopAt:
-        def __init__(self, step):
-            self.step = step
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def __call__(self, step):
-            return step == self.step
 
     for at in (3, 9):
         monkeypatch.setattr(train, "StopRequests", lambda at=at: StopAt(at))
@@ -82,6 +85,20 @@ def test_stopped_and_resumed_is_never_interrupted(stage, settings, tmp_path, mon
     assert losses(parts) == losses(whole)
     assert records(parts, "evals") == records(whole, "evals")
     assert len(json.loads((parts / "config.json").read_text())["history"]) == 3
+
+
+def test_the_best_may_be_the_checkpoint_of_a_run_that_was_asked_to_stop(stage, settings, tmp_path, monkeypatch):
+    words = ["--config.steps=12", "--config.checkpoint.every=4", "--config.eval.every=4", "--config.optimizer.learning_rate=100"]
+    words += ["--config.checkpoint.best=lines/loss", "--config.checkpoint.keep=1", "--config.schedule.warmup=0", "--config.eval.batches=1"]
+    command = ["pretrain", "--config", settings, "--workdir", tmp_path / "run", *words]
+    monkeypatch.setattr(train, "StopRequests", lambda: StopAt(4))
+    assert stage(*command) == 75  # saved before step 4 was evaluated
+    monkeypatch.undo()
+    assert stage(*command) == 0
+    scores = {r["step"]: r["loss"] for r in records(tmp_path / "run", "evals") if r["step"]}
+    manifests = {int(path.parent.name): json.loads(path.read_text()) for path in (tmp_path / "run/checkpoints").glob("*/manifest.json")}
+    assert {step: found["metrics"]["lines/loss"] for step, found in manifests.items()} == {step: scores[step] for step in manifests}
+    assert set(manifests) == {min(scores, key=scores.get), 12} and 4 in manifests
 
 
 def trajectory(corpus, root, overrides=None, steps=20):
