@@ -56,7 +56,7 @@ def scale_by_muon(
       ns_dtype: what they are computed in. Published is bfloat16; float32 keeps runs on other meshes within 1e-4.
       rms: each update is scaled by rms * sqrt(max(rows, columns)), to the size of adamw's (0.2: arXiv 2502.16982, eq. 4), so that adamw's
         learning rate and weight decay carry over. None: sqrt(max(1, columns / rows)), the fan-out over the fan-in (Jordan et al. 2024).
-      momentum_dtype: what the momentum is stored in; None: as the parameters.
+      momentum_dtype: what the momentum is stored in; None: as what `init` is given.
     """
 
     def init(params):

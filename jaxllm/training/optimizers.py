@@ -111,7 +111,7 @@ def make_optimizer(
       weight_decay: decoupled, times the learning rate; None: the row of `WEIGHT_DECAY`.
       decay: regular expressions; weights whose name (a/b/c) matches one decay. None: all matrices, embeddings included.
       freeze: regular expressions; parameters whose name matches one get no state and no update, exactly.
-      **options: the row's own (b1, b2, eps, momentum, momentum_dtype="bfloat16", ...).
+      **options: the row's own (b1, b2, eps, momentum, ...). The state is float32, but for the first moment where `momentum_dtype` says so.
 
     Raises:
       ValueError: an unknown name or option; at `init`, a regular expression that matches nothing.
@@ -152,8 +152,8 @@ def _with_frozen(chain: optax.GradientTransformationExtraArgs, schedule: Schedul
     def trainable(params):
         return jax.tree.map(lambda hit: not hit, by_name(params, freeze))
 
-    def init(params):
-        return chain.init(select(params, trainable(params)))
+    def init(params):  # moments are float32 whatever the parameters are: in bfloat16, 0.999 times a number is that number
+        return chain.init(select(jax.tree.map(lambda p: p.astype(jnp.float32), params), trainable(params)))
 
     def update(grads, state, params, *, step):
         mask = trainable(params)

@@ -190,6 +190,30 @@ def test_first_moment_in_bfloat16(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_of_bfloat16_parameters_are_float32(name):
+    low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), toy.init())
+    state = make_optimizer(name, 1e-3, axes=toy.AXES).init(low)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)} == {jnp.dtype("float32")}
+
+
+def test_the_second_moment_of_bfloat16_parameters_follows_the_gradients():
+    """In bfloat16, 0.999 times a number is that number: it would never forget the large gradient that came first."""
+    optimizer = make_optimizer("adamw", 1e-3, b2=0.999)
+    params = {"w": jnp.ones((4, 4), jnp.bfloat16)}
+    state = optimizer.init(params)
+
+    @jax.jit
+    def update(grad, state, step):
+        after = optimizer.update({"w": jnp.full((4, 4), grad)}, state, params, step=step)[1]
+        return jax.tree.map(lambda old, new: new.astype(old.dtype), state, after)  # as the training step does
+
+    for step in range(2000):
+        state = update(1.0 if step == 0 else 0.01, state, step)
+    (second,) = (leaf.nu["w"] for leaf in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "nu")) if hasattr(leaf, "nu"))
+    np.testing.assert_allclose(second, 1e-3 * 0.999**1999 + 1e-4 * (1 - 0.999**1999), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_is_for_matrices(name):
     """With zero gradients, what moves is what decays."""
     optimizer = make_optimizer(name, 0.5, axes=toy.AXES, weight_decay=0.1)
