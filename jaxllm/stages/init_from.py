@@ -144,8 +144,14 @@ def merge(
     return merged, rows
 
 
-def initial_weights(config: ConfigDict, mesh: Any, model: Any) -> Any:
+def initial_weights(config: ConfigDict, mesh: Any, model: Any, tokenizer: str) -> Any:
     """Fresh parameters, filled from `init_from` where names and shapes agree; prints what came from where.
+
+    Args:
+      config: of this run.
+      mesh: where the parameters shall lie.
+      model: this run's.
+      tokenizer: the fingerprint of this run's; that the source had another one is shown, and is the user's to judge.
 
     Raises:
       ValueError: not a work directory, nothing whose name agrees, or shapes that do not.
@@ -165,6 +171,8 @@ def initial_weights(config: ConfigDict, mesh: Any, model: Any) -> Any:
             raise ValueError(
                 f"init_from: no parameter of {config.init_from} has a name of this model. Its names: {', '.join(list(names)[:6])}, ..."
             )
+        if workdir.read(config.init_from).get("tokenizer") != tokenizer:
+            rows.insert(0, ("tokenizer", "ANOTHER there: rows of the vocabulary were learnt for other tokens (init_skip leaves them out)"))
         show(rows, f"Weights from {config.init_from}, step {step}: {loaded} of {len(flat(fresh))} parameters")
         leaves = [jax.device_put(merged[rules.path_name(p)], s) for p, s in jax.tree_util.tree_leaves_with_path(shardings)]
         tree = jax.tree.unflatten(jax.tree.structure(shardings), leaves)

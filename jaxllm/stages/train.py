@@ -180,10 +180,10 @@ def check_best(config: ConfigDict) -> None:
     """
     saves, evals = config.checkpoint.every, config.eval.every
     if config.checkpoint.best and (not saves or not evals or (saves % evals and evals % saves)):
+        meet = f"meet only every {math.lcm(saves, evals)} steps" if saves and evals else "never meet"
         raise ValueError(
-            f"checkpoint.best={config.checkpoint.best!r} chooses among checkpoints of steps that were evaluated, but checkpoint.every={saves}"
-            f" and eval.every={evals} {f'meet only every {math.lcm(saves, evals)} steps' if saves and evals else 'never meet'}."
-            f" Make one a multiple of the other: eval.every={saves or evals or 100}, checkpoint.every={saves or evals or 100}, say."
+            f"checkpoint.best={config.checkpoint.best!r} chooses among checkpoints whose step was evaluated, but checkpoint.every={saves}"
+            f" and eval.every={evals} {meet}. Make one a multiple of the other: {saves or evals or 100} for both, say."
         )
 
 
@@ -272,7 +272,7 @@ def start_state(made: Run, checkpoints: Checkpoints, expect: Mapping[str, Any]) 
             )
         return state, restored.feed_state
     if config.init_from:
-        params = initial_weights(config, mesh, model)
+        params = initial_weights(config, mesh, model, made.prepared.tokenizer.fingerprint)
         return states.from_params(params, optimizer, mesh, model.axes(), **state_options(config)), None
     return states.create(init_params(config, model), optimizer, mesh, model.axes(), **state_options(config)), None
 
@@ -293,12 +293,18 @@ def startup_lines(made: Run, state: Any, flags: str, resumed: bool) -> list[str]
 
 
 def unigram_baseline(prepared: Any) -> dict[str, float]:
-    """What knowing only how often each token occurs would score on the held-out text (counted on the first tokens of each)."""
+    """What knowing only how often each token occurs would score on the held-out text (counted on the first tokens of each).
+
+    As in training, the first token of a document (its beginning-of-text token, where there is one) is never predicted: it does not count.
+    """
     size = prepared.tokenizer.vocab_size
 
+    def targets(stream: Any) -> np.ndarray:
+        stop = min(stream.num_tokens, BASELINE_TOKENS)
+        return np.delete(stream.read(0, stop), [0, *stream.ends(0, stop - 1)])
+
     def counts(split: str) -> np.ndarray:
-        streams = prepared.streams(split).values()
-        parts = [np.bincount(s.read(0, min(s.num_tokens, BASELINE_TOKENS)), minlength=size) for s in streams]
+        parts = [np.bincount(targets(stream), minlength=size) for stream in prepared.streams(split).values()]
         return sum(parts, np.zeros(size, np.int64))
 
     held_out = counts("eval")

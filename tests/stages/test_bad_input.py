@@ -52,7 +52,7 @@ MISTAKES = {
     "a metric that never comes": (["--config.early_stopping.metric=heldout/loss"], "Choose one of: lines/loss"),
     "a best that is never evaluated": (
         ["--config.checkpoint.best=lines/loss", "--config.checkpoint.every=30", "--config.eval.every=20"],
-        "checkpoint.every=30 and eval.every=20 meet only every 60 steps. Make one a multiple of the other: eval.every=30",
+        "checkpoint.every=30 and eval.every=20 meet only every 60 steps. Make one a multiple of the other: 30 for both",
     ),
     "a best of the last alone": (["--config.checkpoint.best=lines/loss"], "eval.every=0 never meet"),
     "an export that cannot be": (["--config.checkpoint.export_every=5"], "not supported yet"),
