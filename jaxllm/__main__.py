@@ -106,6 +106,17 @@ def quiet_environment() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
+def check_place(workdir: str) -> None:
+    """Refuses a work directory that cannot be a folder.
+
+    Raises:
+      ValueError: it is a file, or lies below one.
+    """
+    file = next((path for path in (Path(workdir), *Path(workdir).parents) if path.is_file()), None)
+    if file is not None:
+        raise ValueError(f"--workdir {workdir}: {file} is a file. Name a folder: a new one, or that of a run.")
+
+
 def is_mistake(error: BaseException) -> bool:
     """A ValueError raised by jaxllm's own code is the user's to mend; one from a library is ours."""
     if not isinstance(error, ValueError):
@@ -122,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--workdir is needed (or --check, to check the config alone)")
     quiet_environment()
     try:
+        check_place(getattr(args, "workdir", None) or ".")
         return import_module(f"jaxllm.stages.{args.stage}").main(args, overrides)
     except Exception as error:
         if os.environ.get("JAXLLM_TRACEBACK") or not is_mistake(error):

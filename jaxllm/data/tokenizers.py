@@ -37,7 +37,10 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        """The text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD.
+
+        Ids past the vocabulary give nothing either: a model whose own is padded to a round size can sample them.
+        """
         ...
 
     def token_bytes(self) -> np.ndarray:
@@ -143,7 +146,7 @@ class SentencePieceTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return b"".join(self._bytes[int(i)] for i in ids)
+        return b"".join(self._bytes[i] for i in map(int, ids) if i < self.vocab_size)
 
     def decode(self, ids: Iterable[int]) -> str:
         text = self.decode_bytes(ids).decode("utf-8", errors="replace")

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import re
 import traceback
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,15 @@ def model_fields() -> list[str]:
 
 
 COUNTS = ("steps", "batch_size", "sequence_length", "microbatches", "checkpoint.keep", "log.every", "early_stopping.patience")
-SIZES = ("checkpoint.every", "checkpoint.every_minutes", "eval.every", "eval.batches", "optimizer.clip_norm", "optimizer.learning_rate")
-LEAST: dict[str, tuple[float, str]] = {**dict.fromkeys(COUNTS, (1.0, "1 or more")), **dict.fromkeys(SIZES, (0.0, "0 or more"))}
+SIZES = ("checkpoint.every", "checkpoint.every_minutes", "eval.every", "eval.batches", "z_loss", "schedule.final", "data.max_bad_share")
+SIZES += tuple(f"optimizer.{name}" for name in ("clip_norm", "learning_rate", "eps", "weight_decay", "spike_sigma"))
+SHARES = ("optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema_decay", "data.eval_fraction")
+RANGES: dict[str, tuple[float, float, str]] = {  # at least, less than, in words
+    **dict.fromkeys(COUNTS, (1.0, math.inf, "1 or more")),
+    **dict.fromkeys(SIZES, (0.0, math.inf, "0 or more")),
+    **dict.fromkeys(SHARES, (0.0, 1.0, "at least 0 and less than 1")),
+}
+REGEXES = ("init_skip", "optimizer.decay", "optimizer.freeze")
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
@@ -162,15 +170,28 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
     if given.get("depth") is not None:
         flat.update(_from_depth(given["depth"], {**flat, **given}, given))
     flat.update(given)
-    for key, (least, words) in LEAST.items():
-        if flat[key] is not None and not flat[key] >= least:
+    for key, (least, below, words) in RANGES.items():
+        if flat[key] is not None and not least <= flat[key] < below:
             raise ValueError(f"{key}={flat[key]} must be {words}. {KEYS[key].help[0].upper()}{KEYS[key].help[1:]}.")
+    for key in REGEXES:
+        _check_regexes(key, flat[key])
     for name in ("data.train", "data.eval"):
         bad = [entry for entry in flat[name] if not isinstance(entry, str | Mapping)]
         if bad:
             raise ValueError(f"{name} has the entry {bad[0]!r}. Each is a path, or a table {{path, weight, format, field}}.")
         flat[name] = [{"path": entry} if isinstance(entry, str) else dict(entry) for entry in flat[name]]
     return nest(flat).lock()
+
+
+def _check_regexes(key: str, patterns: Sequence[Any]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"{key} has {pattern!r}, which is no regular expression ({error}). {KEYS[key].help[0].upper()}"
+                f"{KEYS[key].help[1:]}; write \\( for a bracket."
+            ) from None
 
 
 def _model_value(key: str, value: Any) -> Any:

@@ -192,6 +192,7 @@ def build(config: ConfigDict, make_objective: Callable) -> Run:
     if config.checkpoint.export_every:
         raise ValueError("checkpoint.export_every is not supported yet: exports come with `jaxllm convert`. Leave it at 0.")
     check_best(config)
+    setup.optimizer(config, None)  # a mistake in it is told before any text is prepared
     mesh = make_mesh(setup.mesh_sizes(config))
     check_batch(config, dict(mesh.shape))
     prepared = inputs.data(config)

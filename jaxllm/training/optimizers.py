@@ -83,6 +83,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": sgd,
     "muon": muon,
 }
+DTYPES = dict.fromkeys(("float32", "bfloat16"))
+DTYPE_OPTIONS = {"momentum_dtype": "optimizer.mu_dtype", "ns_dtype": "optimizer.options.ns_dtype"}  # as they are called in a config
 WEIGHT_DECAY = {
     "adamw": 0.1,
     "adafactor": 0.0,
@@ -118,6 +120,9 @@ def make_optimizer(
     """
     maker = choose(OPTIMIZERS, name, "optimizer")
     check_options(maker, options, f"The optimizer {name!r}", fixed=("axes", "decay"))
+    for option, key in DTYPE_OPTIONS.items():
+        if options.get(option) is not None:
+            choose(DTYPES, options[option], key)
     names = None if axes is None else named_axes(axes)
     schedule: Schedule = learning_rate if callable(learning_rate) else lambda step: jnp.asarray(learning_rate, jnp.float32)
     strength = WEIGHT_DECAY[name] if weight_decay is None else weight_decay

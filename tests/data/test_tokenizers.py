@@ -76,6 +76,14 @@ def test_hard_text_comes_back_exactly(made, kind, text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_ids_past_the_vocabulary_give_nothing(made, kind):
+    """A model whose vocabulary is padded to a round size can sample them."""
+    tokenizer = made[kind]
+    ids = tokenizer.encode("what there is").tolist()
+    assert tokenizer.decode([*ids, tokenizer.vocab_size, 2 * tokenizer.vocab_size, *ids]) == tokenizer.decode([*ids, *ids])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_is_what_is_loaded(made, kind, tmp_path):
     tokenizer = made[kind]
     tokenizer.save(tmp_path)

@@ -55,6 +55,19 @@ MISTAKES = {
         "checkpoint.every=30 and eval.every=20 meet only every 60 steps. Make one a multiple of the other: 30 for both",
     ),
     "a best of the last alone": (["--config.checkpoint.best=lines/loss"], "eval.every=0 never meet"),
+    "a decay that is none": (["--config.optimizer.b1=1.0"], "optimizer.b1=1.0 must be at least 0 and less than 1. First-moment decay"),
+    "a second decay that is none": (["--config.optimizer.b2=-0.5"], "optimizer.b2=-0.5 must be at least 0 and less than 1"),
+    "an unknown dtype of moments": (
+        ["--config.optimizer.mu_dtype=bf16"],
+        "Unknown optimizer.mu_dtype 'bf16'. Choose one of: float32, bfloat16",
+    ),
+    "an unknown dtype of muon": (
+        ["--config.optimizer.name=muon", "--config.optimizer.options.ns_dtype=half"],
+        "Unknown optimizer.options.ns_dtype 'half'. Choose one of: float32, bfloat16",
+    ),
+    "an unknown dtype": (["--config.model.dtype=half"], "dtype='half'. Choose one of: float32, bfloat16, float16"),
+    "no regex in init_skip": (["--config.init_skip=("], "init_skip has '(', which is no regular expression"),
+    "no regex in freeze": (["--config.optimizer.freeze=['a', '*b']"], "optimizer.freeze has '*b', which is no regular expression"),
     "an export that cannot be": (["--config.checkpoint.export_every=5"], "not supported yet"),
     "unknown objective": (["--config.objective=masked"], "Choose one of: causal"),
     "no work directory to start from": (["--config.init_from=/no/such/run"], "/no/such/run is not a work directory"),
@@ -67,6 +80,16 @@ def test_a_mistake_is_one_line(name, stage, settings, tmp_path, capsys):
     assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "run", *words) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("jaxllm: ") and sentence in last, last
+
+
+@pytest.mark.parametrize("stage_name", ["pretrain", "prepare", "demo"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_work_directory_that_is_a_file(stage_name, place, stage, settings, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    words = [] if stage_name == "demo" else ["--config", settings]
+    assert stage(stage_name, *words, "--workdir", tmp_path / place) == 2
+    assert f"{tmp_path / 'file'} is a file. Name a folder" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_work_directory_of_another_config(stage, settings, trained, capsys):
