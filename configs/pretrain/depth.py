@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "12") -> ConfigDict:
     """The argument is the depth; `:tiny` is depth 2 for a few steps, for tests."""
+    if arg != "tiny" and not arg.isdecimal():
+        raise ValueError(f"Unknown argument {arg!r}. Choose a number of layers, or tiny")
     tiny = arg == "tiny"
     return ConfigDict(
         {

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     """`:tiny` trains a two-layer model of the same family on the standard library's source."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"Unknown argument {arg!r}. Choose one of: tiny")
     tiny = arg == "tiny"
     shape = {"preset": "tiny_gpt2"} if tiny else {"preset": "gpt2"}
     return ConfigDict(

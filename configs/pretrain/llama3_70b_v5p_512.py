@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     """`:tiny` trains a two-layer model of the same family on the standard library's source, on the devices that are there."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"Unknown argument {arg!r}. Choose one of: tiny")
     tiny = arg == "tiny"
     return ConfigDict(
         {

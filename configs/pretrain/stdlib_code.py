@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     """`:tiny` is the same in a few steps, for tests."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"Unknown argument {arg!r}. Choose one of: tiny")
     tiny = arg == "tiny"
     return ConfigDict(
         {

@@ -168,6 +168,11 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
         else:
             raise ValueError(f"Unknown config key {key!r}. {nearest(key, [*KEYS, *model_fields()])}")
     if given.get("depth") is not None:
+        if given.get("model.preset") is not None:
+            raise ValueError(
+                f"depth={given['depth']} and model.preset={given['model.preset']!r} both set the shape of the model."
+                " Give one: --config.depth=none, or --config.model.preset=none."
+            )
         flat.update(_from_depth(given["depth"], {**flat, **given}, given))
     flat.update(given)
     for key, (least, below, words) in RANGES.items():

@@ -58,6 +58,7 @@ def test_the_one_dial_sets_shape_batch_steps_and_rate_and_yields_to_what_is_give
         ({"max_grad_norm": 3}, "Did you mean 'optimizer.clip_norm'?"),
         ({"learning_rate": 3}, "Did you mean 'optimizer.learning_rate'?"),
         ({"model": {"hidden_size": 3}}, "Did you mean 'model.width'?"),
+        ({"depth": 4, "model": {"preset": "gpt2"}}, "depth=4 and model.preset='gpt2' both set the shape of the model. Give one"),
         ({"steps": "many"}, "steps='many' is not a whole number"),
         ({"steps": True}, "steps=True is not a whole number"),
         ({"optimizer": {"name": 3}}, "optimizer.name=3 is not a word"),

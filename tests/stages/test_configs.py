@@ -33,3 +33,10 @@ def test_tiny_runs(path, stage, corpus, tmp_path):
         words += ["--config.data.tokenizer.kind=bytes", "--config.model.vocab_size=320"]
     assert stage(path.parent.name, "--config", f"{path}:tiny", "--workdir", tmp_path, *words) == 0
     assert (tmp_path / "checkpoints").is_dir() and len((tmp_path / "evals.jsonl").read_text().splitlines()) >= 2
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_an_argument_that_it_does_not_know_is_refused(path, stage, capsys):
+    assert stage(path.parent.name, "--config", f"{path}:tinny", "--check") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "Unknown argument 'tinny'. Choose" in last and "tiny" in last.split("Choose")[1]
