@@ -55,6 +55,7 @@ class Compute:
       attention: the kernel, a name for `ops.attention.attention`.
       context: how keys and values travel along the mesh axis `context`: "gather" or "ring".
       kind: "causal", "bidirectional" or "prefix".
+      regather: weights that were gathered over the mesh are gathered again for the backward pass, where no remat policy sees to it.
       scanned: the module is called in the body of a scan.
     """
 
@@ -63,6 +64,7 @@ class Compute:
     attention: str = "auto"
     context: str = "gather"
     kind: str = "causal"
+    regather: bool = False
     scanned: bool = False
 
 
@@ -73,11 +75,11 @@ def _sharded() -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(kernel: jax.Array, axes: rules.LogicalAxes) -> jax.Array:
-    return rules.constrain(rules.constrain(kernel, *axes, rules=rules.STORED), *axes)
+    return _gathered_forward(kernel, axes)[0]
 
 
-def _gathered_forward(kernel, axes):
-    return _gathered(kernel, axes), None
+def _gathered_forward(kernel, axes):  # of plain constraints: a remat policy sees the primitives in here
+    return rules.constrain(rules.constrain(kernel, *axes, rules=rules.STORED), *axes), None
 
 
 def _gathered_backward(axes, _, cotangent):
@@ -127,7 +129,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
-        y = jnp.einsum(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
+        product = lambda x, kernel: jnp.einsum(self.equation, x, weight(kernel, self.axes, self.compute.dtype))  # noqa: E731
+        y = (again(product, self.compute) if self.compute.regather and _sharded() else product)(x, kernel)
         if self.bias is not None:  # added in float32, so that its gradient, a sum over all tokens, is summed in float32
             bias = self.param("bias", nn.initializers.zeros, self.bias, self.compute.param_dtype)
             y = (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.compute.dtype)
@@ -165,11 +168,31 @@ class Norm(nn.Module):
         return again(normalized, self.compute)(x, scale, bias)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _read(block: jax.Array, rows: jax.Array, dtype: str, axis: str) -> jax.Array:
+    """Rows of a table whose columns are cut over a mesh axis: gathered in `dtype`; the gradient is summed in float32 and goes back cut."""
+    block = jax.lax.all_gather(block.astype(dtype), axis, axis=1, tiled=True)
+    return jnp.take(block, rows, axis=0, mode="fill", fill_value=0)
+
+
+def _read_forward(block, rows, dtype, axis):
+    return _read(block, rows, dtype, axis), (block, rows)
+
+
+def _read_backward(dtype, axis, saved, cotangent):
+    block, rows = saved
+    whole = jnp.zeros((block.shape[0], cotangent.shape[-1]), jnp.float32).at[rows].add(cotangent.astype(jnp.float32), mode="drop")
+    return jax.lax.psum_scatter(whole, axis, scatter_dimension=1, tiled=True).astype(block.dtype), None
+
+
+_read.defvjp(_read_forward, _read_backward)
+
+
 def look_up(table: jax.Array, index: jax.Array, dtype: str, axes: rules.LogicalAxes = ("vocab", "embed")) -> jax.Array:
     """Rows of a stored table, which may be cut over both dims; an index outside of it gives NaN.
 
-    On a mesh every device reads what its part of the rows holds, and the parts are summed. D is gathered over `fsdp` for the read, so that
-    the gradient, which is as large as the table, is scattered back over `fsdp` instead of being kept whole on every device.
+    On a mesh every device reads what its part of the rows holds, and the parts are summed. D is gathered over `fsdp` for the read, in
+    `dtype`, and the gradient, which is as large as the table, is scattered back over `fsdp` instead of being kept whole on every device.
 
     Args:
       table: [V, D].
@@ -186,12 +209,10 @@ def look_up(table: jax.Array, index: jax.Array, dtype: str, axes: rules.LogicalA
     row_axis, embed_axis = (None if name is None else rules.STORED[name] for name in axes)
 
     def local(block, index):
-        block = jax.lax.all_gather(block, embed_axis, axis=1, tiled=True)
-        if row_axis is None:
-            return jnp.take(block, index, axis=0, mode="clip").astype(dtype)
-        own = index - jax.lax.axis_index(row_axis) * block.shape[0]
+        own = index if row_axis is None else index - jax.lax.axis_index(row_axis) * block.shape[0]
         own = jnp.where((own < 0) | (index >= size), block.shape[0], own)  # a negative index would count from the end
-        return jax.lax.psum(jnp.take(block, own, axis=0, mode="fill", fill_value=0).astype(dtype), row_axis)
+        rows = _read(block, own, dtype, embed_axis)
+        return rows if row_axis is None else jax.lax.psum(rows, row_axis)
 
     specs = rules.spec(axes, rules.STORED), rules.spec(("batch", "sequence"), rules.COMPUTE)
     out = rules.spec(("batch", "sequence", "embed"), rules.COMPUTE)

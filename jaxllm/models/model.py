@@ -220,7 +220,7 @@ class Model:
         return counts.training_flops(self.config, sequence_length)
 
     def _compute(self, kind: str) -> Compute:
-        return Compute(self.dtype, self.param_dtype, self.attention, self.context, kind)
+        return Compute(self.dtype, self.param_dtype, self.attention, self.context, kind, regather=self.remat == "none")
 
     def _module(self, kind: str) -> Stem:
         return transformer(self.config, self._compute(kind), self.remat, self.scan_layers)

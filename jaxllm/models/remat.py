@@ -1,13 +1,11 @@
 """Remat policies by name: what a block keeps for the backward pass, and what it computes again."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from flax import linen as nn
 
 from jaxllm.ops.blockwise import RESIDUALS
-from jaxllm.parallel import rules
 
 policies = jax.checkpoint_policies
 
@@ -15,16 +13,6 @@ policies = jax.checkpoint_policies
 # totals, which the backward pass needs. cuDNN's kernel and the reference name nothing: there attention is computed again.
 PROJECTIONS = ("query", "key", "value")
 PRODUCTS = (*PROJECTIONS, RESIDUALS, "output", "gate", "up", "down")
-
-
-def _keep_all_but_weights(primitive: Any, *_, **params: Any) -> bool:
-    """Keeps everything but gathered weights, and what leads from the stored to the gathered weight: a cast and a constraint."""
-    return params.get("name") != "weight" and primitive.name not in ("convert_element_type", "sharding_constraint")
-
-
-def _none() -> Callable | None:
-    mesh = rules.ambient_mesh()
-    return None if mesh is None or mesh.size == 1 else _keep_all_but_weights
 
 
 def _minimal() -> Callable:
@@ -54,7 +42,7 @@ def _offload() -> Callable:
 
 # From the most memory to the least; each gives a policy for `jax.checkpoint`, or None for no checkpoint at all.
 POLICIES: dict[str, Callable[[], Callable | None]] = {
-    "none": _none,  # keep everything (on a mesh: but gathered weights)
+    "none": lambda: None,  # keep everything but gathered weights (`Compute.regather`) and the inside of norms and activations
     "minimal": _minimal,  # keep all matrix products and attention's output: norms, activations and rotations are computed again
     "dots": _dots,  # keep matrix products with weights; attention is computed again
     "full": _full,  # keep a block's input only

@@ -110,7 +110,12 @@ def token_log_probs(
 def _log_probs(head: _Head, hidden, kernel, bias, targets):
     batch, sequence, _ = head.axes
     local = rules.shard_map(functools.partial(_local_forward, head), _in_axes(head, bias), ((batch, sequence),) * 3)
-    return local(hidden, kernel, bias, targets)
+    return local(hidden, _narrow(head, kernel), bias, targets)
+
+
+def _narrow(head: _Head, kernel: jax.Array) -> jax.Array:
+    """The kernel in the compute dtype, still cut as it is stored: in that dtype it is gathered over `fsdp`."""
+    return rules.constrain(kernel.astype(head.dtype), *(head.axes[2], "vocab")[:: -1 if head.transposed else 1], rules=TABLE)
 
 
 def _forward(head, hidden, kernel, bias, targets):
@@ -131,8 +136,9 @@ def _backward(head, saved, cotangents):
     backward = functools.partial(_local_backward, head, tuple(w is not None for w in wanted))
     in_axes = (*_in_axes(head, bias), rows, rows, rows)
     local = rules.shard_map(backward, in_axes, ((*rows, None), kernel_out, bias_out), TABLE)
-    d_hidden, d_kernel, d_bias = local(hidden, kernel, bias, targets, log_z, d_log_probs, d_log_z)
-    return d_hidden.astype(hidden.dtype), d_kernel, d_bias, None
+    d_hidden, d_kernel, d_bias = local(hidden, _narrow(head, kernel), bias, targets, log_z, d_log_probs, d_log_z)
+    cast = lambda x, like: None if x is None else x.astype(like.dtype)  # noqa: E731
+    return d_hidden.astype(hidden.dtype), cast(d_kernel, kernel), cast(d_bias, bias), None
 
 
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -197,8 +203,7 @@ def _local_backward(head: _Head, wanted: tuple[bool, ...], hidden, kernel, bias,
     if head.sharded:
         d_hidden = jax.lax.psum(d_hidden, "tensor")
         d_kernel, d_bias = _sum_over_rows(head, d_kernel, 1 if head.transposed else 0), _sum_over_rows(head, d_bias, None)
-    cast = lambda x, like: None if x is None else x.astype(like.dtype)  # noqa: E731
-    return d_hidden, cast(d_kernel, kernel), cast(d_bias, bias)
+    return d_hidden, d_kernel, d_bias
 
 
 class _Product:
@@ -207,7 +212,7 @@ class _Product:
     def __init__(self, head: _Head, kernel: jax.Array, bias: jax.Array | None, first: jax.Array | int):
         self.head, self.bias, self.first = head, bias, first
         self.out_dtype = gradient_dtype(head.dtype)
-        self.kernel = kernel.astype(head.dtype)
+        self.kernel = kernel
         # Where bfloat16 into float32 is no faster than float32 (CPU), the logits are multiplied in float32.
         self.logits_kernel = self.kernel if self.out_dtype == jnp.float32 else self.kernel.astype(jnp.float32)
         self.width, self.vocab = (0, 1)[:: -1 if head.transposed else 1]  # dims of D and V in the kernel
@@ -252,10 +257,9 @@ def _sum_over_rows(head: _Head, x: jax.Array | None, width: int | None) -> jax.A
     names = [name for logical in head.axes[:2] if logical for name in rules.mesh_axes(logical)]
     scattered = rules.mesh_axes(head.axes[2], TABLE) if width is not None and head.axes[2] else ()
     whole = tuple(name for name in names if name not in scattered)
-    x = jax.lax.psum(x, whole) if whole else x
     for name in scattered:
         x = jax.lax.psum_scatter(x, name, scatter_dimension=width, tiled=True)
-    return x
+    return jax.lax.psum(x, whole) if whole else x  # of what is left
 
 
 def _cut(head: _Head, x: jax.Array) -> jax.Array:

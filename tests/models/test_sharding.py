@@ -1,6 +1,7 @@
 """Sharded = unsharded: loss and every gradient leaf, for each mesh axis and for three of them together."""
 
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -138,22 +139,38 @@ def never_kept():
     jax.config.update(name, before)
 
 
-@pytest.mark.usefixtures("never_kept")
-def test_layer_weights_travel_in_the_compute_dtype(tmp_path):
-    """Over `fsdp`, in the program as the partitioner leaves it: later the CPU widens all of bfloat16."""
-    model, mesh = Model(MODELS["llama"], dtype="bfloat16", remat="full"), make_mesh({"fsdp": 8})
-    dump = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_pass_re": "spmd-partitioning"}
+def partitioned(model: Model, sizes: dict[str, int], folder) -> str:
+    """The gradient's program as the partitioner leaves it: later the CPU widens all of bfloat16."""
+    mesh, data = make_mesh(sizes), batch(320)
+    dump = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": "spmd-partitioning"}
     with jax.set_mesh(mesh):
         stored = rules.shardings(model.axes(), mesh, model.abstract())
         params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract(), stored)
-        layers = lambda p, d: jnp.mean(model.apply(p, d["tokens"]).astype(jnp.float32))  # noqa: E731
-        jax.jit(jax.grad(layers), out_shardings=stored).lower(params, batch(320)).compile({**QUICK, **dump})
-    text = next(tmp_path.glob("*after_spmd-partitioning*")).read_text()
-    gathered = set(re.findall(r"= (\w+\[[\d,]+\])\S* all-gather\(", text))
-    width, heads, groups, size, inner = 64, 16, 8, 8, 128
-    shapes = [(width, heads, size), (width, groups, size), (heads, size, width), (width, inner), (inner, width)]
-    wanted = {"bf16[" + ",".join(map(str, shape)) + "]" for shape in shapes}
-    assert gathered == wanted | {"f32[320,64]"}  # and the table of the look-up
+        jax.jit(jax.grad(lambda p: loss(model, p, data)), out_shardings=stored).lower(params).compile({**QUICK, **dump})
+    return next(folder.glob("*after_spmd-partitioning*")).read_text()
+
+
+def results(text: str, collective: str) -> Counter:
+    """How often each type and shape comes out of this collective."""
+    return Counter(re.findall(rf"= (\w+\[[\d,]+\])\S* {collective}\(", text))
+
+
+V, D, N, K, H, F = 320, 64, 16, 8, 8, 128  # of MODELS["llama"]
+LAYER = [(D, N, H), (D, K, H), (D, K, H), (N, H, D), (D, F), (D, F), (F, D)]  # its matrices
+
+
+@pytest.mark.usefixtures("never_kept")
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_weights_travel_in_the_compute_dtype(tmp_path, remat, scan_layers):
+    """Over `fsdp`, layers, embedding and head: gathered for the forward and again for the backward pass; the tables' gradients are wide."""
+    text = partitioned(Model(MODELS["llama"], dtype="bfloat16", remat=remat, scan_layers=scan_layers), {"fsdp": 8}, tmp_path)
+    gathered, narrow = results(text, "all-gather"), lambda shapes: Counter(f"bf16[{','.join(map(str, shape))}]" for shape in shapes)
+    assert set(gathered) == set(narrow([*LAYER, (V, D), (D, V)]))
+    programs = 1 if scan_layers else MODELS["llama"].num_layers
+    for name, number in narrow(LAYER).items():
+        assert gathered[name] == 2 * number * programs, name
+    assert set(results(text, "reduce-scatter")) == {"f32[320,8]", "f32[8,320]"}
 
 
 @pytest.mark.parametrize("mesh", ["fsdp", "context", "all"])
