@@ -49,12 +49,37 @@ def whole_chunks(rule: Rule, local_length: int) -> Rule:
     return dataclasses.replace(rule, block=-(-chunk // parts))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def gathered(axis: str, rule: Rule, q, k, v, queries: Side, keys: Side, heads) -> jax.Array:
-    """Every device gathers all keys and values: one collective, S of them in memory (shapes as for `blockwise.attend`, local)."""
-    rule = whole_chunks(rule, q.shape[3])
+    """Every device gathers all keys and values: one collective, S of them in memory (shapes as for `blockwise.attend`, local).
+
+    They are not kept for the backward pass but gathered again, and their gradients are summed over the devices in float32.
+    """
+    return _gathered_forward(axis, rule, q, k, v, queries, keys, heads)[0]
+
+
+def _gathered_forward(axis, rule, q, k, v, queries, keys, heads):
+    local, (all_k, all_v, all_keys) = whole_chunks(rule, q.shape[3]), _all_keys(axis, k, v, keys)
+    running = blockwise.extend(local, blockwise.start(q), q, all_k, all_v, queries, all_keys, heads)
+    out, log_total = (blockwise.named(x) for x in blockwise.finish(running, q.dtype))
+    return out, (q, k, v, queries, keys, heads, out, log_total)
+
+
+def _gathered_backward(axis, rule, saved, d_out):
+    q, k, v, queries, keys, heads, out, log_total = saved
+    local, (all_k, all_v, all_keys) = whole_chunks(rule, q.shape[3]), _all_keys(axis, k, v, keys)
+    delta = blockwise.row_delta(out, d_out)
+    dq, *d_all = blockwise.gradients(local, q, all_k, all_v, queries, all_keys, heads, d_out, log_total, delta)
+    dk, dv = (jax.lax.psum_scatter(x, axis, scatter_dimension=2, tiled=True) for x in d_all)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def _all_keys(axis: str, k: jax.Array, v: jax.Array, keys: Side) -> tuple[jax.Array, jax.Array, Side]:
     k, v = (jax.lax.all_gather(x, axis, axis=2, tiled=True) for x in (k, v))
-    keys = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True), keys)
-    return blockwise.attend(rule, q, k, v, queries, keys, heads)
+    return k, v, jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True), keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -173,6 +173,13 @@ def test_weights_travel_in_the_compute_dtype(tmp_path, remat, scan_layers):
     assert set(results(text, "reduce-scatter")) == {"f32[320,8]", "f32[8,320]"}
 
 
+@pytest.mark.usefixtures("never_kept")
+def test_gradients_of_gathered_keys_are_summed_in_float32(tmp_path):
+    text = partitioned(Model(MODELS["llama"], dtype="bfloat16", context="gather"), {"context": 8}, tmp_path)
+    assert results(text, "reduce-scatter")[f"f32[{B},{K},{T // 8},{H}]"] == 2  # dk and dv
+    assert not any(name.startswith("bf16") for name in results(text, "reduce-scatter"))
+
+
 @pytest.mark.parametrize("mesh", ["fsdp", "context", "all"])
 def test_bfloat16_on_a_mesh_is_as_near_float32_as_on_one_device(mesh):
     """Sums are cut, and rounded, at other places on a mesh: its error is another draw of the size of one device's own.
