@@ -1,6 +1,7 @@
 """The front door: `jaxllm STAGE --config FILE --workdir DIR`; answers --help at once, turns mistakes into one line and exit code 2."""
 
 import argparse
+import importlib.util
 import os
 import sys
 import traceback
@@ -106,12 +107,22 @@ def quiet_environment() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
+REMOTE = {"gs": ("gcsfs", "jaxllm[gcs]"), "s3": ("s3fs", "s3fs")}  # scheme -> package it needs, what pip installs
+
+
 def check_place(workdir: str) -> None:
-    """Refuses a work directory that cannot be a folder.
+    """Refuses a work directory that cannot be a folder, here or remote.
 
     Raises:
-      ValueError: it is a file, or lies below one.
+      ValueError: it is a file or lies below one, or an address that nothing here can open.
     """
+    scheme, address, _ = workdir.partition("://")
+    if address:
+        if scheme not in REMOTE:
+            raise ValueError(f"--workdir {workdir}: unknown scheme {scheme}://. Choose gs:// or s3://, or a folder of this machine.")
+        if importlib.util.find_spec(REMOTE[scheme][0]) is None:
+            raise ValueError(f"--workdir {workdir}: {scheme}:// needs {REMOTE[scheme][0]}. Run: pip install '{REMOTE[scheme][1]}'")
+        return
     file = next((path for path in (Path(workdir), *Path(workdir).parents) if path.is_file()), None)
     if file is not None:
         raise ValueError(f"--workdir {workdir}: {file} is a file. Name a folder: a new one, or that of a run.")
@@ -133,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--workdir is needed (or --check, to check the config alone)")
     quiet_environment()
     try:
-        check_place(getattr(args, "workdir", None) or ".")
+        for place in [getattr(args, "workdir", None) or ".", *getattr(args, "workdirs", [])]:
+            check_place(place)
         return import_module(f"jaxllm.stages.{args.stage}").main(args, overrides)
     except Exception as error:
         if os.environ.get("JAXLLM_TRACEBACK") or not is_mistake(error):

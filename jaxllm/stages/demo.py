@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxllm.data.remote import is_remote
 from jaxllm.stages import report
 from jaxllm.stages.report import read_jsonl
 from jaxllm.training.goodput import goodput
@@ -23,6 +24,8 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm demo [--workdir D]`; exit code 0 only if the killed run came back and beat the unigram baseline."""
     if not CONFIG.is_file():
         raise ValueError(f"The demo's config is not at {CONFIG}. Run the demo from a checkout of jaxllm.")
+    if is_remote(args.workdir):
+        raise ValueError(f"The demo runs on this machine, and --workdir {args.workdir} does not lie here. Give a local folder.")
     workdir, began = Path(args.workdir), time.monotonic()
     run = workdir / "stdlib_code"
     if run.exists() and not args.keep:
@@ -101,7 +104,7 @@ def total_steps(run: Path) -> int:
     return workdir.read(run)["config"]["steps"] if (run / workdir.NAME).exists() else 0
 
 
-def verdict(run: Path, page: Path, killed_at: int | None, seconds: float) -> int:
+def verdict(run: Path, page: str, killed_at: int | None, seconds: float) -> int:
     """Says in a few lines what happened, and whether the model beat the baseline."""
     from jaxllm.stages import workdir
 

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from jaxllm.data import remote
 from jaxllm.data.filters import make_filters
 from jaxllm.data.formats import describe
@@ -45,9 +47,10 @@ def say_on_stderr(line: str) -> None:
 
 def note(prepared: Prepared, workdir: str | os.PathLike) -> None:
     """Writes where the token files are, and their counts, into `workdir/prepare.json`."""
-    Path(workdir).mkdir(parents=True, exist_ok=True)
+    place = epath.Path(workdir)
+    place.mkdir(parents=True, exist_ok=True)
     said = {"folder": prepared.folder, "fingerprint": prepared.fingerprint, "content": prepared.content, "counts": prepared.index["counts"]}
-    write_file(Path(workdir, "prepare.json"), (json.dumps(said, indent=1) + "\n").encode())
+    (place / "prepare.json").write_text(json.dumps(said, indent=1) + "\n")
 
 
 def settings_of(config: Any) -> dict[str, Any]:

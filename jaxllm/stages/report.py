@@ -3,10 +3,12 @@
 import html
 import io
 import json
+import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from jaxllm.training.goodput import goodput
 
@@ -21,13 +23,13 @@ pre { background: #8881; padding: .75rem; overflow-x: auto; white-space: pre-wra
 """
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: os.PathLike | str) -> list[dict[str, Any]]:
     """The records of a JSON-lines file; none where there is no file, and a half-written last line (a killed run) is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    file, records = epath.Path(path), []
+    for line in file.read_bytes().split(b"\n") if file.exists() else []:
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # half a line, or half a character
             continue
     return records
 
@@ -88,9 +90,9 @@ def goodput_rows(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, 
     ]
 
 
-def section(workdir: Path) -> str:
+def section(workdir: epath.Path) -> str:
     """One run: what it was, its curves, its scores, its samples, its time."""
-    config = json.loads((workdir / "config.json").read_text()) if (workdir / "config.json").is_file() else {}
+    config = json.loads((workdir / "config.json").read_bytes()) if (workdir / "config.json").exists() else {}
     metrics, evals = read_jsonl(workdir / "metrics.jsonl"), read_jsonl(workdir / "evals.jsonl")
     guides = config.get("baselines", {})
     parts = [f"<h2>{html.escape(workdir.name)}</h2>"]
@@ -127,27 +129,27 @@ def section(workdir: Path) -> str:
     return "\n".join(parts)
 
 
-def write_report(workdirs: Sequence[Path], output: Path) -> Path:
-    """Writes one self-contained HTML page for these work directories.
+def write_report(workdirs: Sequence[os.PathLike | str], output: os.PathLike | str) -> str:
+    """Writes one self-contained HTML page for these work directories, here or remote; returns where it is.
 
     Raises:
       ValueError: a directory that holds no run.
     """
-    for workdir in workdirs:
-        if not (workdir / "config.json").is_file() and not (workdir / "metrics.jsonl").is_file():
-            raise ValueError(f"{workdir} is not a work directory: it has no config.json. Give the --workdir of a run.")
-    body = "\n<hr>\n".join(section(workdir) for workdir in workdirs)
-    title = html.escape(", ".join(w.name for w in workdirs))
+    folders = [epath.Path(workdir) for workdir in workdirs]
+    for folder in folders:
+        if not (folder / "config.json").exists() and not (folder / "metrics.jsonl").exists():
+            raise ValueError(f"{folder} is not a work directory: it has no config.json. Give the --workdir of a run.")
+    body = "\n<hr>\n".join(section(folder) for folder in folders)
+    title = html.escape(", ".join(folder.name for folder in folders))
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     page = f'<!doctype html><html lang="en">{head}<h1>jaxllm report</h1>{body}</html>'
-    output.write_text(page, encoding="utf-8")
-    return output
+    epath.Path(output).write_bytes(page.encode())
+    return os.fspath(output)
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm report WORKDIR...`"""
     if overrides:
         raise ValueError(f"jaxllm report takes no {overrides[0]!r}. See `jaxllm report --help`.")
-    workdirs = [Path(w) for w in args.workdirs]
-    print(write_report(workdirs, Path(args.output) if args.output else workdirs[0] / "report.html"))
+    print(write_report(args.workdirs, args.output or epath.Path(args.workdirs[0]) / "report.html"))
     return 0

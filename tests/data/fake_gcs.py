@@ -34,8 +34,10 @@ def handler(store: FakeBuckets) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *arguments):
             pass
 
-        def reply(self, code, body=b"", kind="application/json"):
+        def reply(self, code, body=b"", kind="application/json", **headers):
             self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -51,7 +53,8 @@ def handler(store: FakeBuckets) -> type[BaseHTTPRequestHandler]:
             query = urllib.parse.parse_qs(url.query)
             found = re.fullmatch(r"(?:/download)?/storage/v1/b/([^/]+)/o(?:/(.+))?", url.path)
             if not found:
-                return self.reply(404, b"{}")
+                bucket = url.path.removeprefix("/storage/v1/b/")
+                return self.reply(404, b"{}") if "/" in bucket else self.reply(200, json.dumps({"name": bucket}).encode())
             bucket, name = found[1], urllib.parse.unquote(found[2] or "")
             media = "alt" in query
             fate = store.fate((503, "short", "flip") if media else (503,))
@@ -82,6 +85,13 @@ def handler(store: FakeBuckets) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if store.fate((503,)) == 503:
                 return self.reply(503, b"{}")
+            query = urllib.parse.parse_qs(url.query)
+            if "resumable" in query.get("uploadType", ()):  # a file that was opened for writing: first asked for, then sent
+                place = urllib.parse.urlencode({"name": query["name"][0], "upload_id": "any"})
+                return self.reply(200, b"{}", Location=f"{store.url}{url.path}?{place}")
+            if "upload_id" in query:
+                store.objects[bucket, query["name"][0]] = body
+                return self.reply(200, json.dumps(self.describe(bucket, query["name"][0])).encode())
             boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
             _, head, content, _ = body.split(b"--" + boundary, 3)
             name = json.loads(head.split(b"\n\n", 1)[1] if b"\n\n" in head else head.split(b"\r\n\r\n", 1)[1])["name"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fake_gcs import serve
 
+from jaxllm.__main__ import main
 from jaxllm.data import remote
 from jaxllm.data.formats import Piece, read_piece
 from jaxllm.data.pipeline import Reader
@@ -158,6 +159,32 @@ def test_staging_copies_checks_and_reads_locally(bucket, local, tmp_path):
     shard.write_bytes(bytes(len(shard.read_bytes())))
     with pytest.raises(ValueError, match="is not what was written"):
         open_prepared("gs://b/tokens", stage_to=tmp_path / "staged")
+
+
+def test_a_work_directory_in_a_bucket(bucket, local, tmp_path, monkeypatch, capsys):
+    """`prepare` notes there where the tokens are; `report` reads its records and puts the page beside them. Nothing appears here."""
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "config.py"
+    config.write_text(f"def get_config():\n    return {{'data': {{'prepared': {local.folder!r}}}}}\n")
+    assert main(["prepare", "--config", str(config), "--workdir", "gs://b/work"]) == 0
+    assert json.loads(bucket.objects["b", "work/prepare.json"])["content"] == local.content
+    bucket.objects["b", "work/metrics.jsonl"] = b"".join(b'{"step": %d, "loss": %f}\n' % (i, 5 / i) for i in (1, 2, 3))
+    assert main(["report", "gs://b/work"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "gs://b/work/report.html"
+    assert b"Loss (nats per token)" in bucket.objects["b", "work/report.html"]
+    assert not list(tmp_path.glob("gs*"))
+
+
+@pytest.mark.parametrize("stage", ["prepare", "report", "demo"])
+def test_a_work_directory_that_nothing_can_open(stage, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = {"prepare": ["--config", "any.py", "--workdir"], "report": [], "demo": ["--workdir"]}[stage]
+    assert main([stage, *words, "ftp://b/work"]) == 2
+    assert "unknown scheme ftp://. Choose gs:// or s3://" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([stage, *words, "gs://b/work"]) == 2
+    assert "gs:// needs gcsfs. Run: pip install 'jaxllm[gcs]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_there_is_named(bucket, monkeypatch, tmp_path):

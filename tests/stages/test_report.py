@@ -1,6 +1,7 @@
 """The report of a run: curves, tables, escaped samples, and a half-written line of a killed run."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_a_page_of_two_runs(tmp_path):
         (run / "goodput.jsonl").write_text(
             '{"kind": "start", "time": 1.0, "seconds": 1.0}\n{"kind": "step", "time": 4.0, "seconds": 2.0}\n'
         )
-    page = write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "report.html").read_text()
+    page = Path(write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "report.html")).read_text()
     assert page.count("<h2>") == 2 and page.count("<svg") >= 6 and "unigram baseline" in page
     assert "<script>" not in page and "&lt;script&gt;" in page and "held &lt;out&gt;" in page
     assert "1.25" in page and "goodput" in page
@@ -32,6 +33,11 @@ def test_a_torn_line_is_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"step": 2')
     assert read_jsonl(tmp_path / "a.jsonl") == [{"step": 1}]
     assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\u2028b\x85c"}\n', encoding="utf-8")
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"text": "a\u2028b\x85c"}]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
