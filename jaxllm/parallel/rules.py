@@ -40,6 +40,9 @@ COMPUTE: Rules = {
     "positions": None,
 }
 
+# Dims that may have fewer parts than their mesh axis has devices, where those are a multiple: they stay whole on every device.
+FEW = ("kv_heads",)
+
 
 def spec(axes: LogicalAxes, rules: Rules) -> PartitionSpec:
     """The PartitionSpec of an array whose dims have these logical names (None: never cut).
@@ -67,34 +70,48 @@ def check_divides(name: str, shape: tuple[int, ...], axes: LogicalAxes, sizes: M
         if size % ways:
             good = [d for d in range(1, ways + 1) if size % d == 0]
             joined = mesh_axes if isinstance(mesh_axes, str) else "*".join(mesh_axes or ())
+            larger = f" Or set model.vocab_size={size + -size % ways}: a model may have more ids than its tokenizer."
             raise ValueError(
                 f"{name}: dim {dim} ({logical}={size}) does not divide by mesh axis {joined}={ways}. "
-                f"Sizes of {joined} that would divide: {', '.join(map(str, good))}."
+                f"Sizes of {joined} that would divide: {', '.join(map(str, good))}.{larger if logical == 'vocab' else ''}"
             )
 
 
-def shardings(axes_tree: Any, mesh: Mesh, abstract: Any = None, rules: Rules = STORED) -> Any:
-    """NamedShardings for a tree of arrays.
+def without_few(shape: tuple[int, ...], axes: LogicalAxes, sizes: Mapping[str, int], rules: Rules = STORED) -> LogicalAxes:
+    """The axes with None for each of `FEW` whose mesh axis has a multiple of the dim's size."""
 
-    Args:
-      axes_tree: a tree whose leaves are tuples of logical axis names.
-      mesh: the mesh.
-      abstract: the same tree with arrays or ShapeDtypeStructs as leaves; when given, divisibility is checked.
-      rules: `STORED` or `COMPUTE`.
+    def few(size: int, logical: str | None) -> bool:
+        ways = _ways(rules[logical], sizes) if logical in FEW else 1
+        return ways > size and ways % size == 0
+
+    return tuple(None if few(size, logical) else logical for size, logical in zip(shape, axes, strict=True))
+
+
+def sharding(name: str, shape: tuple[int, ...], axes: LogicalAxes, mesh: Mesh, rules: Rules = STORED) -> NamedSharding:
+    """Where an array lies whose dims have these logical names.
 
     Raises:
       ValueError: a dim does not divide (see `check_divides`).
     """
-    sizes = dict(mesh.shape)
+    axes = without_few(shape, axes, dict(mesh.shape), rules)
+    check_divides(name, shape, axes, dict(mesh.shape), rules)
+    return NamedSharding(mesh, spec(axes, rules))
 
-    def one(path, axes, array=None):
-        if array is not None:
-            check_divides(path_name(path), array.shape, axes, sizes, rules)
-        return NamedSharding(mesh, spec(axes, rules))
 
-    trees = (axes_tree,) if abstract is None else (axes_tree, abstract)
+def shardings(axes_tree: Any, mesh: Mesh, abstract: Any, rules: Rules = STORED) -> Any:
+    """NamedShardings for a tree of arrays, see `sharding`.
+
+    Args:
+      axes_tree: a tree whose leaves are tuples of logical axis names.
+      mesh: the mesh.
+      abstract: the same tree with arrays or ShapeDtypeStructs as leaves.
+      rules: `STORED` or `COMPUTE`.
+    """
     return jax.tree_util.tree_map_with_path(
-        one, *trees, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str | None) for a in x)
+        lambda path, axes, array: sharding(path_name(path), array.shape, axes, mesh, rules),
+        axes_tree,
+        abstract,
+        is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str | None) for a in x),
     )
 
 
@@ -137,7 +154,7 @@ def constrain(x: jax.Array, *axes: str | None, rules: Rules = COMPUTE) -> jax.Ar
     mesh = ambient_mesh()
     if mesh is None or mesh.size == 1 or not all(t == jax.sharding.AxisType.Auto for t in mesh.axis_types):
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, rules))
+    return jax.lax.with_sharding_constraint(x, spec(without_few(x.shape, axes, dict(mesh.shape), rules), rules))
 
 
 def shard_map(f: Callable, in_axes: Any, out_axes: Any, rules: Rules = COMPUTE) -> Callable:

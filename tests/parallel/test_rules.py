@@ -34,6 +34,23 @@ def test_what_does_not_divide_is_named_with_what_would():
         rules.check_divides("x", (6,), ("batch",), dict(mesh.shape), rules.COMPUTE)
 
 
+def test_few_kv_heads_stay_whole_where_the_axis_is_a_multiple():
+    mesh = make_mesh({"fsdp": 2, "tensor": 4})
+    axes = ("embed", "kv_heads", "head_dim")
+    assert rules.sharding("key", (8, 4, 2), axes, mesh).spec == PartitionSpec("fsdp", "tensor", None)
+    assert rules.sharding("key", (8, 2, 2), axes, mesh).spec == PartitionSpec("fsdp", None, None)
+    with pytest.raises(ValueError, match=r"key: dim 1 \(kv_heads=6\) does not divide by mesh axis tensor=4.*: 1, 2, 3\."):
+        rules.sharding("key", (8, 6, 2), axes, mesh)
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda x: rules.constrain(x, "batch", None, "kv_heads", None))(jnp.ones((8, 3, 2, 5)))
+        assert {shard.data.shape for shard in out.addressable_shards} == {(4, 3, 2, 5)}
+
+
+def test_a_vocabulary_that_does_not_divide_is_told_the_next_size():
+    with pytest.raises(ValueError, match=r"vocab=50257\) does not divide by mesh axis tensor=8.*: 1\. Or set model.vocab_size=50264"):
+        rules.sharding("head/kernel", (64, 50257), ("embed", "vocab"), make_mesh({"tensor": 8}))
+
+
 def test_without_a_mesh_nothing_happens():
     x = jnp.ones((4, 4))
     assert rules.constrain(x, "batch", "embed") is x
