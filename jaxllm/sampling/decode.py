@@ -38,6 +38,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     stop_ids: tuple[int, ...] = (),
+    num_ids: int | None = None,
 ) -> Generated:
     """Continues every prompt until a stop token or `max_new_tokens`.
 
@@ -55,6 +56,7 @@ def generate(
       top_k: see `filter_logits`.
       top_p: see `filter_logits`.
       stop_ids: token ids that end a row; the stop token itself is kept.
+      num_ids: ids of the tokenizer, which may be fewer than the model's: those from here on are never drawn; None: all may be.
     """
     batch, width = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape)
@@ -65,6 +67,8 @@ def generate(
     keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(rows)
 
     def draw(logits, index):
+        if num_ids is not None:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < num_ids, logits, -jnp.inf)
         if temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         at = jax.vmap(jax.random.fold_in)(keys, lengths + index)

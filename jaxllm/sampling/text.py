@@ -78,6 +78,7 @@ def sample_texts(
         "top_k": top_k,
         "top_p": top_p,
         "stop_ids": (tokenizer.eos_id,),
+        "num_ids": tokenizer.vocab_size,
     }
 
     @jax.jit

@@ -29,6 +29,16 @@ def test_every_sample_of_every_prompt_in_order_and_the_same_again(params):
     assert [s.tokens for s in single] == [s.tokens for s in found if s.number == 0]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_that_the_tokenizer_lacks_are_never_drawn(params, temperature):
+    """The model has more of them, and likes them best: a vocabulary may be rounded up so that it divides over the mesh."""
+    tokenizer = ByteTokenizer()
+    likes = params | {"head": {"kernel": params["head"]["kernel"].at[:, tokenizer.vocab_size :].multiply(50.0)}}
+    options = OPTIONS | {"temperature": temperature, "max_new_tokens": 16}
+    found = list(sample_texts(MODEL, likes, tokenizer, ["a", "b"], num_samples=4, batch_size=8, **options))
+    assert MODEL.config.vocab_size > tokenizer.vocab_size > max(token for sample in found for token in sample.tokens)
+
+
 def test_a_prompt_that_does_not_fit_is_refused(params):
     with pytest.raises(ValueError, match="exceed the model's context of 1024"):
         list(sample_texts(MODEL, params, ByteTokenizer(), ["a" * 1021], **OPTIONS))
