@@ -15,7 +15,8 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import AXES, Compute, logical_axes, weight
 from jaxllm.models.remat import POLICIES
 from jaxllm.models.transformer import Block, Stem, transformer
-from jaxllm.ops.attention import KERNELS
+from jaxllm.ops.attention import KERNELS, Asked, choose
+from jaxllm.ops.blockwise import Rule
 from jaxllm.ops.logprobs import LogProbs, token_log_probs
 from jaxllm.parallel import rules
 
@@ -218,6 +219,13 @@ class Model:
     def flops_per_token(self, sequence_length: int) -> float:
         """Model FLOPs of a forward and backward pass, per token of a sequence this long; see `counts.training_flops`."""
         return counts.training_flops(self.config, sequence_length)
+
+    def attention_kernel(self) -> str:
+        """The kernel, a row of `ops.attention.KERNELS`, that packed rows of training get on this backend and the ambient mesh."""
+        config = self.config
+        rule = Rule(softcap=config.attention_softcap, dropout=config.attention_dropout)
+        ordered = rules.axis_size("context") == 1
+        return choose(self.attention, Asked(rule, config.head_size, self.dtype, same_tokens=True, ordered=ordered, whole_rows=False))
 
     def _compute(self, kind: str) -> Compute:
         return Compute(self.dtype, self.param_dtype, self.attention, self.context, kind, regather=self.remat == "none")

@@ -18,7 +18,8 @@ from jaxllm.parallel import rules
 
 __all__ = ["attention", "zigzag_order"]
 
-# backend -> (kernels in order of preference). The first that can do what is asked is taken; `xla` can do everything.
+# backend -> (kernels in order of preference). The first that can do what is asked is taken; `xla` can do everything. On a GPU that is all
+# training, whose rows are packed: cuDNN has no segment ids and is left with rows of one document (docs/decisions.md says what there is).
 PREFERRED = {"tpu": ("splash", "xla"), "gpu": ("cudnn", "xla"), "cpu": ("xla",)}
 BLOCK = {"tpu": 512, "gpu": 512, "cpu": 128}  # tokens in a block of the `xla` form
 
@@ -99,7 +100,7 @@ def attention(
         assert rng is not None and rows is not None  # _check has said so to the user
         queries = queries._replace(codes=token_codes(rng, rows, queries.segments, queries.positions, salt=1))
         keys = keys._replace(codes=token_codes(rng, rows, keys.segments, keys.positions, salt=2))
-    return KERNELS[_choose(implementation, asked)](asked, context, q, k, v, queries, keys)
+    return KERNELS[choose(implementation, asked)](asked, context, q, k, v, queries, keys)
 
 
 def reference(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) -> jax.Array:
@@ -158,7 +159,7 @@ KERNELS: dict[str, Callable[..., jax.Array]] = {"reference": reference, "xla": _
 REFUSES: dict[str, Callable[[Asked], str | None]] = {"splash": flash.splash_refuses, "cudnn": flash.cudnn_refuses}
 
 
-def _choose(implementation: str, asked: Asked) -> str:
+def choose(implementation: str, asked: Asked) -> str:
     """The kernel to run: the first of the table, or the one asked for, that does not refuse; else `xla`, and why is logged once."""
     wanted = PREFERRED.get(jax.default_backend(), ("xla",)) if implementation == "auto" else (implementation, "xla")
     for name in wanted:

@@ -13,6 +13,7 @@ from jax.extend.core import subjaxprs
 from jaxllm.models.model import Model
 from jaxllm.models.presets import PRESETS, TINY, preset
 from jaxllm.models.remat import POLICIES
+from jaxllm.ops.attention import KERNELS
 from jaxllm.parallel import rules
 from jaxllm.parallel.mesh import make_mesh
 from tests.oracle import families
@@ -268,6 +269,28 @@ def test_every_preset_has_shapes_and_axes(name):
 def test_unknown_choices_are_named(field, value):
     with pytest.raises(ValueError, match=f"Unknown {field}='{value}'. Choose one of"):
         Model(GEMMA, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("backend", "sizes", "how", "kernel"),
+    [
+        ("cpu", {}, {}, "xla"),
+        ("gpu", {}, {"dtype": "bfloat16"}, "xla"),
+        ("gpu", {}, {"dtype": "bfloat16", "attention": "cudnn"}, "xla"),
+        ("tpu", {}, {}, "splash"),
+        ("tpu", {"context": 8}, {}, "xla"),
+    ],
+)
+def test_the_kernel_of_training_is_told(monkeypatch, backend, sizes, how, kernel):
+    """As the forward pass of packed rows takes it."""
+    ran, model, params = set(), Model(GEMMA, **how), params_of(GEMMA)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    for name in KERNELS:
+        monkeypatch.setitem(KERNELS, name, lambda asked, context, q, *rest, name=name: ran.add(name) or q)
+    with jax.set_mesh(make_mesh(sizes)) if sizes else contextlib.nullcontext():
+        assert model.attention_kernel() == kernel
+        jax.eval_shape(lambda p, t: model.apply(p, t, segments=t), params, jnp.ones((1, T), jnp.int32))
+    assert ran == {kernel}
 
 
 @pytest.mark.parametrize("positions", [None, np.arange(257, dtype=np.int32)[None]])
