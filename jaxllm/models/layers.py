@@ -116,6 +116,7 @@ class Dense(nn.Module):
       axes: logical names of the kernel's dims.
       std: standard deviation of the initial kernel.
       bias: shape of the bias, or None for none; it is added to the last dims of the result.
+      before: elementwise steps that make x of what is given; the backward pass computes x again, only their operands are kept.
       name: also what the remat policies call the result.
     """
 
@@ -125,12 +126,18 @@ class Dense(nn.Module):
     compute: Compute
     std: float
     bias: tuple[int, ...] | None = None
+    before: Callable[..., jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, *operands: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
-        product = lambda x, kernel: jnp.einsum(self.equation, x, weight(kernel, self.axes, self.compute.dtype))  # noqa: E731
-        y = (again(product, self.compute) if self.compute.regather and _sharded() else product)(x, kernel)
+
+        def product(kernel, *operands):
+            (x,) = operands if self.before is None else (self.before(*operands),)
+            return jnp.einsum(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
+
+        is_again = self.before is not None or (self.compute.regather and _sharded())
+        y = (again(product, self.compute) if is_again else product)(kernel, *operands)
         if self.bias is not None:  # added in float32, so that its gradient, a sum over all tokens, is summed in float32
             bias = self.param("bias", nn.initializers.zeros, self.bias, self.compute.param_dtype)
             y = (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.compute.dtype)
@@ -273,12 +280,12 @@ class MLP(nn.Module):
         inner = (F,) if config.mlp_bias else None
         std, _ = standard_deviations(config, D)
         _, std_out = standard_deviations(config, F)
-        h = Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x)
+        parts = [Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x)]
         if config.gated_mlp:
-            gate = Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x)
-            h = again(lambda gate, up: act(gate) * up, self.compute)(gate, h)
-        else:
-            h = again(act, self.compute)(h)
-        h = rules.constrain(h, "batch", "sequence", "mlp")
+            parts.append(Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x))
+
+        def activated(up, gate=None):
+            return rules.constrain(act(up) if gate is None else act(gate) * up, "batch", "sequence", "mlp")
+
         out = (D,) if config.mlp_bias else None
-        return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, name="down")(h)
+        return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, activated, name="down")(*parts)
