@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxllm.data import remote
 from jaxllm.data.preparation import Plan
+from jaxllm.data.sources import absolute
 from jaxllm.data.token_files import FORMAT, SPLITS, content_hash, token_dtype
 from jaxllm.data.tokenizers import Tokenizer
 
@@ -108,7 +109,7 @@ def make_index(
         "block_bytes": remote.BLOCK_BYTES,
         "dtype": token_dtype(tokenizer.vocab_size).str,
         "tokenizer": {name: getattr(tokenizer, name) for name in names},
-        "made_from": {**settings, "tokenizer": dict(spec), "paths": [source.path for source in plan.sources]},
+        "made_from": {**settings, "tokenizer": dict(spec), "paths": [absolute(source.path) for source in plan.sources]},
         "counts": {source.name: dict(sorted(counts.get(i, {}).items())) for i, source in enumerate(plan.sources)},
         "splits": splits,
     }

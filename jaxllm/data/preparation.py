@@ -115,7 +115,7 @@ def make_plan(train: Sequence[Source], evals: Sequence[Source], tokenizer: Mappi
     """
     sources = (*train, *evals)
     listed = [list_files(source) for source in sources]
-    total = sum(file.size for files, _ in listed for file in files)
+    total = sum(file.size for files, _ in listed[: len(train)] for file in files)
     chunk_bytes = options.chunk_bytes or min(max(total // 64, MIB), 64 * MIB)
     pieces = [p for i, (files, _) in enumerate(listed) for f in files for p in cut(i, f, chunk_bytes)]
     chunks = _group(pieces, chunk_bytes)
@@ -131,7 +131,8 @@ def make_plan(train: Sequence[Source], evals: Sequence[Source], tokenizer: Mappi
     }
     fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
     bucket_bytes = options.bucket_bytes or min(max(total // 256, 64 * MIB), 256 * MIB)
-    buckets = max(1, -(-sum(map(_weight, pieces)) // bucket_bytes))
+    # Eval sources have no say in the number of buckets, nor so in the order of what is trained on.
+    buckets = max(1, -(-sum(_weight(piece) for piece in pieces if piece.source < len(train)) // bucket_bytes))
     left_out: Counter = sum((Counter(left) for _, left in listed), Counter())
     files = tuple(tuple(files) for files, _ in listed)
     return Plan(sources, len(evals), files, tuple(map(tuple, chunks)), buckets, options, fingerprint, dict(left_out))

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from jaxllm.data import remote
+from jaxllm.data.sources import absolute
 from jaxllm.data.token_files import (
     ENDS_DTYPE,
-    FORMAT,
     INDEX_FILE,
     PARTS,
+    READABLE,
     SPLITS,
     RemoteArray,
     Shard,
@@ -29,12 +30,16 @@ from jaxllm.data.tokenizers import Tokenizer, load_tokenizer
 
 
 class Prepared:
-    """A prepared folder, opened: `index`, `fingerprint` (made from what), `content` (what it holds), `tokenizer`, `streams(split)`."""
+    """A prepared folder, opened: `index`, `tokenizer`, `streams(split)`.
+
+    `fingerprint` says what it was made from, `content` what it holds, `train_content` what it holds to train on.
+    """
 
     def __init__(self, folder: str, index: Mapping[str, Any], cache: remote.BlockCache | None):
         self.folder, self.index, self._cache = folder, index, cache
         self.fingerprint: str = index["fingerprint"]
         self.content: str = index["content"]
+        self.train_content: str = content_hash(index, ("train",))
         self._dtype = np.dtype(index["dtype"])
         self._block_bytes: int = index["block_bytes"]
 
@@ -63,7 +68,7 @@ class Prepared:
                 f"The token files in {self.folder!r} were made with another tokenizer ({made_with['kind']}, {made_with['vocab_size']} ids,"
                 f" {made_with['fingerprint'][:12]}) than this one ({tokenizer.kind}, {tokenizer.vocab_size} ids,"
                 f" {tokenizer.fingerprint[:12]})."
-                " Leave data.tokenizer out to use theirs, or prepare the text again into another folder."
+                " Leave data.tokenizer out (or none) to use theirs, or prepare the text again into another folder."
             )
 
     def streams(self, split: str) -> dict[str, TokenStream]:
@@ -175,7 +180,7 @@ def open_prepared(
     Raises:
       ValueError: no prepared folder there, one of a later version, missing or altered files, or another tokenizer.
     """
-    path = os.path.expanduser(os.fspath(folder)).rstrip("/")
+    path = absolute(os.fspath(folder)).rstrip("/")
     index = _read_index(path)
     if remote.is_remote(path) and stage_to:
         path = _stage(path, index, Path(os.path.expanduser(os.fspath(stage_to))))
@@ -205,8 +210,8 @@ def _read_index(folder: str) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder}/{INDEX_FILE} is broken ({error}). Prepare the folder again.") from None
-    if index.get("format") != FORMAT:
-        raise ValueError(f"{folder!r} has format {index.get('format')}; this version reads {FORMAT}. Prepare the folder again.")
+    if index.get("format") not in READABLE:
+        raise ValueError(f"{folder!r} has format {index.get('format')}; this version reads {READABLE}. Prepare the folder again.")
     if content_hash(index) != index["content"]:
         raise ValueError(f"{folder}/{INDEX_FILE} was changed since it was written. Prepare the folder again.")
     return index

@@ -63,6 +63,11 @@ def make_sources(entries: Sequence[Mapping[str, Any] | str], key: str, taken: Se
     return sources
 
 
+def absolute(path: str) -> str:
+    """A path on this machine so that it holds in every folder; what has a scheme (gs://..., hub:..., builtin:...) as it is."""
+    return path if ":" in path.split("/")[0] else os.path.abspath(os.path.expanduser(path))
+
+
 def default_name(path: str) -> str:
     """A short name for a path: its last part without suffixes."""
     parts = path.replace("builtin:", "").replace("hub:", "").split("/")

@@ -25,7 +25,8 @@ import numpy as np
 
 from jaxllm.data import remote
 
-FORMAT = 2  # raise it whenever the same text and options would give other files
+FORMAT = 3  # raise it whenever the same text and options would give other files
+READABLE = (2, FORMAT)  # 2: eval sources had a say in the number of shards
 INDEX_FILE = "index.json"
 SPLITS = ("train", "eval")
 PARTS = ("tokens", "ends", "sizes")
@@ -165,11 +166,12 @@ class TokenStream:
                 start = int(end)
 
 
-def content_hash(index: Mapping[str, Any]) -> str:
-    """A hash of the tokens and boundaries an index lists, whatever they were made from and wherever they lie."""
+def content_hash(index: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> str:
+    """A hash of the tokens and boundaries an index lists (in these splits), whatever they were made from and wherever they lie."""
     lines = [
         (split, name, shard["file"], shard["tokens"], shard["documents"], shard["crc"])
         for split, sources in sorted(index["splits"].items())
+        if split in splits
         for name, said in sorted(sources.items())
         for shard in said["shards"]
     ]

@@ -27,8 +27,16 @@ def model_fields() -> list[str]:
 
 
 COUNTS = ("steps", "batch_size", "sequence_length", "microbatches", "checkpoint.keep", "log.every", "early_stopping.patience")
-SIZES = ("checkpoint.every", "checkpoint.every_minutes", "eval.every", "eval.batches", "z_loss", "schedule.final", "data.max_bad_share")
-SIZES += tuple(f"optimizer.{name}" for name in ("clip_norm", "learning_rate", "eps", "weight_decay", "spike_sigma"))
+SIZES = (
+    "checkpoint.every",
+    "checkpoint.every_minutes",
+    "eval.every",
+    "eval.batches",
+    "z_loss",
+    "schedule.final",
+    "data.max_bad_share",
+    *(f"optimizer.{name}" for name in ("clip_norm", "learning_rate", "eps", "weight_decay", "spike_sigma")),
+)
 SHARES = ("optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema_decay", "data.eval_fraction")
 RANGES: dict[str, tuple[float, float, str]] = {  # at least, less than, in words
     **dict.fromkeys(COUNTS, (1.0, math.inf, "1 or more")),
@@ -160,7 +168,7 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
     for key, value in [*flatten(settings).items(), *(overrides or {}).items()]:
         section, _, inner = key.rpartition(".")
         if section in KEYS and KEYS[section].kind is dict:  # data.tokenizer.kind: one entry of a key that is a table
-            given[section] = {**given.get(section, KEYS[section].default), inner: _literal(value)}
+            given[section] = {**(given.get(section) or KEYS[section].default or {}), inner: _literal(value)}
         elif key in KEYS:
             given[key] = convert(key, value, KEYS[key])
         elif key in model_fields():
@@ -217,7 +225,7 @@ def _from_depth(num_layers: int, flat: Mapping[str, Any], given: Mapping[str, An
     """What the one dial sets, to stand under what was given."""
     from jaxllm.models.presets import depth
 
-    tokenizer = flat["data.tokenizer"]
+    tokenizer = flat["data.tokenizer"] or ({} if flat["data.prepared"] else {"kind": "bytes"})
     vocab_size = flat.get("model.vocab_size") or tokenizer.get("vocab_size") or (320 if tokenizer.get("kind") == "bytes" else None)
     if vocab_size is None:
         raise ValueError("depth needs the size of the vocabulary. Set model.vocab_size, or data.tokenizer.vocab_size.")

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from etils import epath
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
@@ -15,7 +16,8 @@ from jaxllm.ops.attention import zigzag_order
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.rows import make_global, rows_needed
 from jaxllm.stages import workdir
-from jaxllm.stages.prepare import prepare, settings_of
+from jaxllm.stages.config import as_dict, resolve
+from jaxllm.stages.prepare import EVAL_FRACTION, prepare, settings_of
 
 FILES = {"sentencepiece": "tokenizer.model", "tokenizer.json": "tokenizer.json"}  # what `Tokenizer.save` writes
 
@@ -45,6 +47,36 @@ def data_of_run(config: ConfigDict, folder: str, anew: bool) -> Any:
             {"kind": tokenizer.kind} if tokenizer.kind == "bytes" else {"kind": tokenizer.kind, "path": f"{local}/{FILES[tokenizer.kind]}"}
         )
         return prepare({**settings_of(config), "tokenizer": spec}, say=hosts.say)
+
+
+def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
+    """Refuses to go on with other training data than a run began with; their content counts, not where they lie or how they are said.
+
+    Raises:
+      ValueError: another tokenizer, other tokens to train on, or other weights of the sources.
+    """
+    if not (epath.Path(folder) / workdir.NAME).exists():
+        return
+    record = workdir.read(folder)
+    was, is_ = (workdir.with_absolute_paths(said)["data"] for said in (record["config"], as_dict(config)))
+    remedy = "Set it back, or choose another --workdir."
+    if record["tokenizer"] != prepared.tokenizer.fingerprint:
+        shown = f"data.tokenizer was {was['tokenizer']}, is {is_['tokenizer']}"
+        raise ValueError(f"{folder} was trained with another tokenizer: {shown}. {remedy}")
+    key, content = ("train_data", prepared.train_content) if "train_data" in record else ("data", prepared.content)
+    if record[key] != content:
+        keys = ("train", "eval", "prepared", "eval_fraction", "dedup", "filters")
+        shown = "; ".join(f"data.{name} was {was.get(name)!r}, is {is_[name]!r}" for name in keys if was.get(name) != is_[name])
+        if was["eval_fraction"] is None and bool(was["eval"]) != bool(is_["eval"]):
+            shown += f"; data.eval_fraction={0.0 if was['eval'] else EVAL_FRACTION} keeps the share that was held out then"
+        raise ValueError(
+            f"{folder} was trained on other text: {shown or 'every key of data is as it was'}."
+            " Set that back, or the files of data.train if they were changed, or choose another --workdir."
+        )
+    names = list(prepared.streams("train"))
+    weights = [source_weights(said, names) for said in (resolve(record["config"]), config)]
+    if weights[0] != weights[1]:
+        raise ValueError(f"{folder} was trained with other weights of data.train: they were {weights[0]}, are {weights[1]}. {remedy}")
 
 
 def placement(config: ConfigDict, mesh: Any) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:

@@ -32,18 +32,26 @@ SHARED: dict[str, Key] = {
     "model.context": Key("gather", str, "keys and values across the context axis: gather or ring", resume=True),
     "model.scan_layers": Key(True, bool, "one compiled layer for all (fast to compile) or each its own", resume=True),
     "model.logprobs_chunk": Key(0, int, "tokens per chunk of the loss; 0 lets the op choose", resume=True),
-    "data.train": Key([], list, "training sources: a list of {path, weight, format, field}"),
+    # What the data are made from may be said in another way on resume: the training data themselves are compared, see `inputs.check_data`.
+    "data.train": Key([], list, "training sources: a list of {path, weight, format, field}", resume=True),
     "data.eval": Key(
         [], list, "validation sets by name: a list of {name, path, format, field}; the held-out split is always one of them", resume=True
     ),
     "data.prepared": Key(None, str, "a folder that `jaxllm prepare` wrote; else raw paths are prepared on first use", resume=True),
-    "data.tokenizer": Key({"kind": "bytes"}, dict, "{kind: bytes | sentencepiece | tokenizer.json, path, vocab_size, model_type}"),
-    "data.eval_fraction": Key(
-        None, float, "share of documents held out, by a hash of the document (None: 0.01, or 0 where data.eval is given)"
+    "data.tokenizer": Key(
+        None,
+        dict,
+        "{kind: bytes | sentencepiece | tokenizer.json, path, vocab_size, model_type} (None: that of data.prepared, else bytes)",
+        resume=True,
     ),
-    "data.dedup": Key(True, bool, "drop documents that are exactly equal to an earlier one"),
-    "data.filters": Key("none", object, "file filters of the Codex paper: none, codex (all four), or a table of filter: threshold"),
-    "data.max_bad_share": Key(0.02, float, "share of unreadable records past which prepare stops"),
+    "data.eval_fraction": Key(
+        None, float, "share of documents held out, by a hash of the document (None: 0.01, or 0 where data.eval is given)", resume=True
+    ),
+    "data.dedup": Key(True, bool, "drop documents that are exactly equal to an earlier one", resume=True),
+    "data.filters": Key(
+        "none", object, "file filters of the Codex paper: none, codex (all four), or a table of filter: threshold", resume=True
+    ),
+    "data.max_bad_share": Key(0.02, float, "share of unreadable records past which prepare stops", resume=True),
     "data.workers": Key(0, int, "processes that prepare data; 0: one per core", resume=True),
     "data.stage_to": Key(None, str, "copy remote token files to this local folder first", resume=True),
     "data.cache": Key(None, str, "where blocks of remote token files are kept (None: ~/.cache/jaxllm)", resume=True),

@@ -21,7 +21,7 @@ from jaxllm.data.formats import describe
 from jaxllm.data.ledger import bad_records, check_bad, make_index, table
 from jaxllm.data.preparation import Options, Plan, make_plan, sample
 from jaxllm.data.prepared import Prepared, default_root, open_prepared
-from jaxllm.data.sources import make_sources
+from jaxllm.data.sources import Source, absolute, make_sources
 from jaxllm.data.token_files import INDEX_FILE, write_file
 from jaxllm.data.tokenizer_training import train_sentencepiece
 from jaxllm.data.tokenizers import Tokenizer, check_spec, load_tokenizer, make_tokenizer, needs_training
@@ -58,7 +58,7 @@ def settings_of(config: Any) -> dict[str, Any]:
     section = config.data.to_dict()
     wanted = {key: section[key] for key in (*KEYS, "stage_to", "cache") if section[key] not in LEFT_OUT}
     if wanted.get("prepared") and not wanted.get("train"):  # made elsewhere: its own record says how
-        return {key: wanted[key] for key in ("prepared", "stage_to", "cache") if key in wanted}
+        return {key: wanted[key] for key in ("prepared", "tokenizer", "stage_to", "cache") if key in wanted}
     return wanted
 
 
@@ -82,10 +82,10 @@ def prepare(
     """The prepared folder of a config's `data` section: opened where it is there, made where it is not.
 
     Args:
-      data: `train`, `eval`: lists of {path, weight, format, field, name}; `tokenizer`: see `tokenizers.check_spec`; `prepared`: the folder,
-        here or remote (left out: a folder under `root`, named by a fingerprint of all of this); `eval_fraction` (0.01, or 0 with `eval`);
-        `dedup` (True); `filters` (none, see `filters.make_filters`); `max_bad_share` (0.02); `workers` (the machine's cores); for remote
-        folders `stage_to`, `cache`, `cache_bytes` (see `prepared.open_prepared`).
+      data: `train`, `eval`: lists of {path, weight, format, field, name}; `tokenizer` (bytes): see `tokenizers.check_spec`; `prepared`: the
+        folder, here or remote (left out: a folder under `root`, named by a fingerprint of all of this); `eval_fraction` (0.01, or 0 with
+        `eval`); `dedup` (True); `filters` (none, see `filters.make_filters`); `max_bad_share` (0.02); `workers` (the machine's cores); for
+        remote folders `stage_to`, `cache`, `cache_bytes` (see `prepared.open_prepared`).
       root: for folders without a name; None: $JAXLLM_CACHE or ~/.cache/jaxllm.
       say: takes the lines for people.
       chunk_bytes, bucket_bytes: see `preparation.Options`.
@@ -153,9 +153,7 @@ def _settings(data: Mapping[str, Any]) -> dict[str, Any]:
 def _plan(data: Mapping[str, Any], chunk_bytes: int, bucket_bytes: int) -> tuple[Plan, dict[str, Any]]:
     """The plan and the tokenizer's spec."""
     settings = _settings(data)
-    if "tokenizer" not in settings:
-        raise ValueError("data.tokenizer is missing. Set data.tokenizer.kind to bytes, sentencepiece or tokenizer.json.")
-    spec = settings["tokenizer"]
+    spec = settings.get("tokenizer", {"kind": "bytes"})
     identity = spec if needs_training(spec) else {"fingerprint": make_tokenizer(spec).fingerprint}
     options = Options(settings["eval_fraction"], settings["dedup"], settings["filters"], chunk_bytes, bucket_bytes)
     return make_plan(*_sources(data), identity, options), spec
@@ -174,7 +172,7 @@ def check_same(prepared: Prepared, data: Mapping[str, Any]) -> None:
     elif spec and spec != made["tokenizer"]:
         raise ValueError(
             f"data.tokenizer asks for {spec}, but the token files in {prepared.folder!r} were made with {made['tokenizer']}."
-            " Leave data.tokenizer out to use theirs, or name another data.prepared."
+            " Leave data.tokenizer out (or none) to use theirs, or name another data.prepared."
         )
     for key in ("train", "eval", "eval_fraction", "dedup", "filters"):
         if data.get(key) not in LEFT_OUT and said[key] != made[key]:
@@ -185,16 +183,25 @@ def check_same(prepared: Prepared, data: Mapping[str, Any]) -> None:
     paths, num_train = made.get("paths"), len(made["train"])
     for key, sources, before in zip(("train", "eval"), _sources(data), (slice(num_train), slice(num_train, None)), strict=True):
         for source, path in zip(sources, paths[before] if paths else (), strict=False):
-            if _absolute(source.path) != _absolute(path):
+            if absolute(source.path) != absolute(path):
+                if _same_files(prepared, data):
+                    return
                 raise ValueError(
                     f"data.{key} names {source.path!r}, but the token files in {prepared.folder!r} were made from {path!r}."
                     f" Leave data.{key} out to use them as they are, or name another data.prepared."
                 )
 
 
-def _absolute(path: str) -> str:
-    """A path on this machine in one spelling; anything else as it is."""
-    return path if ":" in path.split("/")[0] else os.path.abspath(os.path.expanduser(path))
+def _same_files(prepared: Prepared, data: Mapping[str, Any]) -> bool:
+    """Whether the sources, wherever they lie now, are the files that the folder was made from."""
+    made, said = prepared.index["made_from"], _sources(data)
+    paths = iter(made["paths"])
+    before = [[Source(name, next(paths), kind, field) for name, kind, field in made[key]] for key in ("train", "eval")]
+    spec = made["tokenizer"]
+    identity = spec if needs_training(spec) else {"fingerprint": prepared.index["tokenizer"]["fingerprint"]}
+    options = Options(made["eval_fraction"], made["dedup"], made["filters"])
+    train, evals = (now or then for now, then in zip(said, before, strict=True))
+    return make_plan(train, evals, identity, options).fingerprint == prepared.fingerprint
 
 
 @contextlib.contextmanager

@@ -122,12 +122,14 @@ def model_config(config: ConfigDict, vocab_size: int | None = None) -> Any:
 
 def vocabulary(config: ConfigDict) -> int | None:
     """How many ids the tokenizer of a config will have, as far as the config says it."""
-    kind = config.data.tokenizer.get("kind")
-    if kind == "bytes":
+    tokenizer = config.data.tokenizer
+    if tokenizer is None and config.data.prepared:  # the folder's own
+        return None
+    if tokenizer is None or tokenizer.get("kind") == "bytes":
         from jaxllm.data.tokenizers import ByteTokenizer
 
         return ByteTokenizer.vocab_size
-    return config.data.tokenizer.get("vocab_size")
+    return tokenizer.get("vocab_size")
 
 
 def model(config: ConfigDict, vocab_size: int | None = None) -> Any:

@@ -205,7 +205,9 @@ def build(config: ConfigDict, make_objective: Callable) -> Run:
 def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[int], bool], flags: str, writer: Writer) -> Ended:
     """Restores or creates the state, says what is about to run, and fits."""
     config, mesh, model, prepared = made.config, made.mesh, made.model, made.prepared
-    metadata = {"tokenizer": prepared.tokenizer.fingerprint, "data": prepared.content, "scan_layers": model.scan_layers}
+    known = {"tokenizer": prepared.tokenizer.fingerprint, "data": prepared.content, "train_data": prepared.train_content}
+    metadata = {**known, "scan_layers": model.scan_layers}
+    inputs.check_data(config, prepared, folder)
     saves = config.checkpoint
     checkpoints = Checkpoints(
         epath.Path(folder) / "checkpoints",
@@ -216,7 +218,7 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
         metadata=metadata,
     )
     with writer.timed("restore"):
-        state, feed_state = start_state(made, checkpoints, {name: metadata[name] for name in ("tokenizer", "data")})
+        state, feed_state = start_state(made, checkpoints, {name: known[name] for name in ("tokenizer", "train_data")})
     checkpoints.prepare(state)
     reader = inputs.reader(config, prepared)
     feed = inputs.feed(config, mesh, reader)
@@ -224,8 +226,8 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
         feed.restore(feed_state)
     baseline = unigram_baseline(prepared)
     if hosts.is_first():
-        known = {"vocab_size": prepared.tokenizer.vocab_size, "tokenizer": prepared.tokenizer.fingerprint, "prepared": prepared.folder}
-        workdir.record(stage, config, folder, {**known, "data": prepared.content, "baselines": baseline})
+        more = {"vocab_size": prepared.tokenizer.vocab_size, "prepared": prepared.folder, "baselines": baseline}
+        workdir.record(stage, config, folder, {**known, **more})
         workdir.keep_tokenizer(prepared.tokenizer, folder)
     for line in startup_lines(made, state, flags, resumed=feed_state is not None):
         hosts.say(line)
@@ -263,7 +265,8 @@ def start_state(made: Run, checkpoints: Checkpoints, expect: Mapping[str, Any]) 
         like = states.abstract(init_params(config, saved_model), saved_optimizer, mesh, saved_model.axes(), **state_options(config))
         if found.step > config.steps:
             raise ValueError(f"steps={config.steps}, but the run is at step {found.step} already. Give more steps, or another --workdir.")
-        restored = checkpoints.restore(like, step=found, expect=expect)
+        known = {name: value for name, value in expect.items() if name in found.metadata}  # older ones do not say "train_data"
+        restored = checkpoints.restore(like, step=found, expect=known)
         assert restored is not None
         state = restored.state
         if saved_model.scan_layers != model.scan_layers:

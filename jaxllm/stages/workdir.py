@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxllm import __version__
+from jaxllm.data.sources import absolute
 from jaxllm.data.tokenizers import INFO_FILE, Tokenizer, load_tokenizer
 from jaxllm.stages.config import as_dict, differences, flatten
 from jaxllm.training.schedules import depends_on_steps
@@ -88,7 +89,7 @@ def enter(stage: str, config: ConfigDict, workdir: str | os.PathLike[str]) -> li
     record = read(workdir)
     if record["stage"] != stage:
         raise ValueError(f"{workdir} holds a {record['stage']} run. Choose another --workdir for {stage}.")
-    old, new = record["config"], as_dict(config)
+    old, new = with_absolute_paths(record["config"]), with_absolute_paths(as_dict(config))
     changed = differences(old, new)
     if changed:
         before, after = flatten(old), flatten(new)
@@ -101,11 +102,21 @@ def enter(stage: str, config: ConfigDict, workdir: str | os.PathLike[str]) -> li
     return said
 
 
+def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The config, its paths such that they hold in whatever folder the run is read or resumed."""
+    data = config["data"]
+    places = [(entry, "path") for entry in (*data["train"], *data["eval"], data["tokenizer"] or {})]
+    for table, key in (*places, (data, "prepared"), (data, "stage_to"), (data, "cache"), (config, "init_from")):
+        if table.get(key):
+            table[key] = absolute(table[key])
+    return config
+
+
 def record(stage: str, config: ConfigDict, workdir: str | os.PathLike[str], extra: Mapping[str, Any]) -> None:
     """Writes config.json, and adds this start to its history."""
     path = epath.Path(workdir) / NAME
     history = read(workdir).get("history", []) if path.exists() else []
-    body = {"stage": stage, "config": as_dict(config), **extra, "history": [*history, facts()]}
+    body = {"stage": stage, "config": with_absolute_paths(as_dict(config)), **extra, "history": [*history, facts()]}
     text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
     if "://" in os.fspath(path):
         path.write_text(text)

@@ -1,5 +1,6 @@
 """Whatever a user gets wrong is answered by one line that names the value and the remedy, and exit code 2; nothing is lost."""
 
+import json
 import subprocess
 import sys
 import time
@@ -131,6 +132,50 @@ def test_data_that_changed_since_is_refused(stage, settings, trained, tmp_path, 
     words = [f"--config.data.train={other}", "--config.data.eval_fraction=0.5"]
     assert stage("pretrain", "--config", settings, "--workdir", trained, *words) == 2
     assert "data.train" in capsys.readouterr().err.splitlines()[-1]
+
+
+LONG = "".join('{"text": "' + "some other text, long enough for a window or two " * 3 + f'{i}"}}\n' for i in range(20))
+
+
+def test_a_run_goes_on_where_its_unchanged_data_lie_now(stage, settings, corpus, tmp_path, monkeypatch, capsys):
+    """Relative paths, another folder, validation sets that come and go: what is trained on is compared by its content."""
+    folders = [tmp_path / "here", tmp_path / "there"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "lines.jsonl").write_bytes(corpus.read_bytes())
+    command = ["pretrain", "--config", settings, "--workdir", tmp_path / "run", "--config.data.train=lines.jsonl"]
+    command += ["--config.data.eval_fraction=0.02"]
+    monkeypatch.chdir(folders[0])
+    assert stage(*command) == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["data"]["train"] == [{"path": str(folders[0] / "lines.jsonl")}]
+    monkeypatch.chdir(folders[1])
+    (folders[0] / "lines.jsonl").unlink()
+    (tmp_path / "more.jsonl").write_text(LONG)
+    assert stage(*command, "--config.steps=3", f"--config.data.eval={tmp_path / 'more.jsonl'}", "--config.data.max_bad_share=0.5") == 0
+    assert "Resuming at step 2 of 3" in capsys.readouterr().err
+    assert [json.loads(line)["name"] for line in (tmp_path / "run/evals.jsonl").read_text().splitlines()].count("more") == 1
+    for change, sentence in {
+        "tokenizer={'kind': 'sentencepiece', 'vocab_size': 310}": "with another tokenizer: data.tokenizer was None, is {'kind': 'sente",
+        "eval_fraction=0.1": "is []; data.eval_fraction was 0.02, is 0.1. Set that back",
+        "train=[{'path': 'lines.jsonl', 'weight': 2}]": "with other weights of data.train: they were None, are {'lines': 2.0}",
+    }.items():
+        assert stage(*command, "--config.steps=3", f"--config.data.{change}") == 2
+        assert sentence in capsys.readouterr().err.splitlines()[-1]
+    (folders[1] / "lines.jsonl").write_text(LONG)
+    assert stage(*command, "--config.steps=3") == 2
+    assert "is []. Set that back, or the files of data.train if they were changed" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_tokenizer_that_is_not_the_prepared_folders_is_refused(stage, settings, tmp_path, capsys):
+    (tmp_path / "more.jsonl").write_text(LONG)
+    made = [f"--config.data.train={tmp_path / 'more.jsonl'}", f"--config.data.prepared={tmp_path / 'tokens'}"]
+    other = ["--config.data.tokenizer.kind=sentencepiece", "--config.data.tokenizer.vocab_size=304", "--config.data.eval_fraction=0.2"]
+    assert stage("prepare", "--config", settings, *made, *other) == 0
+    bare = ["pretrain", "--config", settings, "--workdir", tmp_path / "run", "--config.data.train=[]", made[1]]
+    assert stage(*bare, "--config.data.tokenizer.kind=bytes") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "were made with another tokenizer (sentencepiece, 304 ids" in last and "Leave data.tokenizer out (or none)" in last
+    assert stage(*bare, "--config.data.tokenizer.kind=bytes", "--config.data.tokenizer=none", "--config.model.vocab_size=320") == 0
 
 
 def test_fewer_steps_than_were_taken(stage, settings, trained, capsys):

@@ -220,7 +220,7 @@ def test_another_tokenizer_is_refused(data, tmp_path):
         open_prepared(folder, tokenizer=ByteTokenizer())
     with pytest.raises(ValueError, match="made with another tokenizer"):
         prepare({"prepared": folder, "tokenizer": BYTES}, say=quiet)
-    with pytest.raises(ValueError, match=r"Leave data.tokenizer out to use theirs"):
+    with pytest.raises(ValueError, match=r"Leave data.tokenizer out \(or none\) to use theirs"):
         prepare({"prepared": folder, "tokenizer": made | {"vocab_size": 500}}, say=quiet)
     with pytest.raises(ValueError, match=r"data.eval_fraction says 0.3, but .* were made with 0.1"):
         prepare(data | {"prepared": folder, "tokenizer": made, "eval_fraction": 0.3}, say=quiet)
@@ -248,8 +248,33 @@ def test_what_is_said_of_a_named_folder_is_compared_even_where_it_is_nothing(dat
     index = Path(made.folder, "index.json")
     older = json.loads(index.read_text())
     del older["made_from"]["paths"]
+    older["format"] = 2
     index.write_text(json.dumps(older))
     assert again(train=[str(tmp_path / "other/a.jsonl")]) == made.content  # made before paths were kept
+
+
+def test_what_was_moved_and_is_unchanged_is_the_same(data, tmp_path):
+    data["eval"] = [write(tmp_path / "in/b.jsonl", DOCUMENTS[:40])]
+    named = data | {"prepared": str(tmp_path / "named")}
+    content = prepare(named, say=quiet).content
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    moved = {"train": [str(tmp_path / "elsewhere/a.jsonl")], "eval": [str(tmp_path / "elsewhere/b.jsonl")]}
+    assert prepare(named | moved, say=quiet).content == content
+    write(tmp_path / "elsewhere/a.jsonl", DOCUMENTS[::-1])
+    with pytest.raises(ValueError, match=r"data.train names '.*elsewhere/a.jsonl', but .* were made from '.*in/a.jsonl'"):
+        prepare(named | moved, say=quiet)
+
+
+def test_eval_sources_change_nothing_of_what_is_trained_on(data, tmp_path):
+    more = {"eval": [write(tmp_path / "in/b.jsonl", [text + "!" for text in DOCUMENTS])]}
+    one, other = (prepare(said, root=tmp_path / "out", say=quiet, **SMALL) for said in (data, data | more))
+    assert one.content != other.content and one.train_content == other.train_content
+
+
+def test_paths_are_kept_so_that_they_hold_everywhere(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepared = prepare(data | {"train": ["in/a.jsonl"], "prepared": "named"}, say=quiet, **SMALL)
+    assert prepared.folder == str(tmp_path / "named") and prepared.index["made_from"]["paths"] == [str(tmp_path / "in/a.jsonl")]
 
 
 def test_missing_or_altered_files_are_noticed(data, tmp_path):
@@ -278,7 +303,6 @@ def test_missing_or_altered_files_are_noticed(data, tmp_path):
     [
         ({"train": []}, "data.train is empty"),
         ({"trian": []}, "Unknown key data.trian"),
-        ({"tokenizer": None}, "data.tokenizer is missing"),
         ({"eval_fraction": 1.5}, "data.eval_fraction=1.5 must be"),
         ({"filters": "strict"}, "Unknown data.filters 'strict'"),
         ({"filters": {"lines": 3}}, "Unknown filter 'lines'"),
