@@ -1,5 +1,6 @@
 """Saving state and feed while training goes on, and restoring the last checkpoint that is whole."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -17,7 +18,7 @@ from jaxllm.training import loading, retention
 from jaxllm.training import manifest as manifests
 from jaxllm.training.loading import Restored
 from jaxllm.training.manifest import BrokenCheckpoint, Manifest
-from jaxllm.training.snapshot import Snapshot
+from jaxllm.training.snapshot import Snapshot, give_way
 from jaxllm.training.trees import as_dict, names_and_shapes, split_feed
 
 CLOCK_STEPS = 16  # how often several processes ask the first one's clock whether `every_minutes` have passed
@@ -215,18 +216,23 @@ class Checkpoints:
 
     def _start(self, step: int, tree: dict[str, Any]) -> tuple[Any, str | None]:
         """Hands the tree to Orbax; an error at this point is treated as one in the background."""
-        context = ocp.Context()
-        context.array.saving.use_compression = False  # float32 weights shrink by a third at best, and take four times as long
-        context.memory.deepcopy_host_arrays = False  # the snapshot and the feed's fresh copies are already ours alone
         try:
             tree = tree | {"state": self._snapshot.take(tree["state"])}
-            with context:
-                return ocp.save_async(self.folder / str(step), tree, overwrite=True), None
+            with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as pool:
+                return pool.submit(self._hand_over, step, tree).result(), None
         except Exception as error:  # whatever a save dies of, training goes on
             return None, _one_line(error)
 
+    def _hand_over(self, step: int, tree: dict[str, Any]) -> Any:
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # float32 weights shrink by a third at best, and take four times as long
+        context.memory.deepcopy_host_arrays = False  # the snapshot and the feed's fresh copies are already ours alone
+        with context:
+            return ocp.save_async(self.folder / str(step), tree, overwrite=True)
+
     def _finish(self, key: str, described: Manifest, response: Any, error: str | None) -> None:
         """In the background: waits for the bytes, has every process checksum its share, and writes the manifest last."""
+        give_way()
         path, files = self.folder / str(described.step), {}
         try:
             if response is not None:

@@ -1,5 +1,9 @@
-"""A copy of the state that a save can read from while the next step already overwrites the original."""
+"""Saving beside a step that runs: a copy of the state that no step overwrites, and threads that leave the cores to it."""
 
+import contextlib
+import os
+import sys
+import threading
 from typing import Any
 
 import jax
@@ -27,6 +31,16 @@ class Snapshot:
         else:
             self._held = jax.jit(_copy_into, donate_argnums=1, keep_unused=True, out_shardings=shardings)(tree, self._held)
         return self._held
+
+
+def give_way() -> None:
+    """Lowers the priority of this thread, and of those it starts, where the step is computed on the same cores (Linux, CPU backend).
+
+    A save then runs in what the step leaves idle. It takes as long as ever when the loop waits for it, and longer while all cores compute.
+    """
+    if sys.platform == "linux" and jax.default_backend() == "cpu":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _kind(x: jax.Array) -> tuple[Any, ...]:
