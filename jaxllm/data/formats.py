@@ -28,7 +28,7 @@ RECORD_SUFFIXES = {
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class File:
     """A file of a source: where it is, its name within the source, its bytes, a stamp that changes with its content, its format."""
 
@@ -40,7 +40,7 @@ class File:
     compression: str | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
     """A part of a file: bytes of a .jsonl, row groups of a .parquet, records of an ArrayRecord; stop None: to the end."""
 

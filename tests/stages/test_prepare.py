@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jaxllm.data import sources
 from jaxllm.data.ledger import table
 from jaxllm.data.pipeline import Reader
+from jaxllm.data.preparation import Options, make_plan
 from jaxllm.data.prepared import open_prepared
 from jaxllm.data.tokenizers import ByteTokenizer
 from jaxllm.stages.prepare import note, prepare
@@ -324,6 +327,22 @@ def test_a_note_says_where_and_a_reader_finds_it(data, tmp_path):
     assert said["folder"] == str(folder) and said["counts"]["a"]["seen"] == 400
     reader = Reader(open_prepared(said["folder"]).streams("train"), sequence_length=32, batch_size=4, seed=0)
     assert reader.rows(0)["weights"].mean() > 0.9
+
+
+def test_a_listed_file_takes_half_a_kilobyte(monkeypatch):
+    """What `preparation` says of its memory."""
+    count = 20_000
+
+    def located(path):
+        return [(f"part/{i:09d}.txt", f"/corpus/part/{i:09d}.txt", 2000, f"{i:024x}") for i in range(count)]
+
+    monkeypatch.setattr(sources, "_locate", located)
+    tracemalloc.start()
+    plan = make_plan([sources.Source("a", "/corpus")], [], BYTES, Options(0.0, True, {}))
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(map(len, plan.chunks)) == count
+    assert kept / count < 400 and peak / count < 630, (kept / count, peak / count)
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
