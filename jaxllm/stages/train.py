@@ -286,12 +286,14 @@ def startup_lines(made: Run, state: Any, flags: str, resumed: bool) -> list[str]
     config, mesh = made.config, made.mesh
     shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     device = mesh.devices.flat[0].device_kind
+    with rules.under(mesh):
+        computes = ", ".join(filter(None, (made.model.dtype, f"{made.model.attention_kernel()} attention", flags)))
     rows = f"batch {config.batch_size} x {config.sequence_length}" + (
         f" in {config.microbatches} microbatches" if config.microbatches > 1 else ""
     )
     return [
         f"{'Resuming at' if resumed else 'Starting at'} step {int(state.step)} of {config.steps}, {rows}.",
-        f"mesh: {shape}; {mesh.size} x {device}; {jax.process_count()} process(es); {made.model.dtype}{', ' + flags if flags else ''}",
+        f"mesh: {shape}; {mesh.size} x {device}; {jax.process_count()} process(es); {computes}",
         *states.report(state, mesh).lines(),
     ]
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxllm.parallel import rules
 from jaxllm.training.masks import named_axes
@@ -28,7 +28,7 @@ class TrainState:
       step: int32 scalar, updates taken; a skipped update counts.
       params: tree of arrays.
       opt_state: the optimizer's state.
-      ema: exponential moving average of the parameters, same tree, or None.
+      ema: exponential moving average of the parameters, same tree, in float32 whatever theirs is; or None.
       guard: what spike skipping remembers, or None.
     """
 
@@ -40,7 +40,7 @@ class TrainState:
 
 
 def _build(params: Any, optimizer: Transformation, ema: bool, guard: int | None) -> TrainState:
-    average = jax.tree.map(jnp.copy, params) if ema else None
+    average = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, None if guard is None else Guard.new(guard))
 
 
@@ -111,7 +111,7 @@ def state_shardings(state: TrainState, mesh: Mesh, axes: Any) -> TrainState:
     Raises:
       ValueError: a dim does not divide by its mesh axis.
     """
-    names, sizes = named_axes(axes), dict(mesh.shape)
+    names = named_axes(axes)
     shapes = {rules.path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
     missing = sorted(set(shapes) - set(names))
     if missing:
@@ -121,8 +121,7 @@ def state_shardings(state: TrainState, mesh: Mesh, axes: Any) -> TrainState:
         name = rules.path_name(path)
         owner = _owner(name, shapes)
         kept = _axes_left(leaf.shape, shapes[owner], names[owner], rows="v_row" in name) if owner else (None,) * len(leaf.shape)
-        rules.check_divides(name, leaf.shape, kept, sizes, rules.STORED)
-        return NamedSharding(mesh, rules.spec(kept, rules.STORED))
+        return rules.sharding(name, leaf.shape, kept, mesh)
 
     return jax.tree_util.tree_map_with_path(one, state)
 

@@ -183,4 +183,4 @@ def _keep(skip: jax.Array, old: Any, new: Any) -> Any:
 
 def _average(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, p: e + (rate * (p - e)).astype(e.dtype), ema, params)
+    return jax.tree.map(lambda e, p: e + rate * (p - e), ema, params)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import toy
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.parallel.mesh import make_mesh
@@ -80,6 +81,14 @@ def test_round_existing_parameters(mesh):
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     jax.tree.map(np.testing.assert_array_equal, state.ema, params)
     assert state.params["head"].sharding.spec == P("fsdp", "tensor") and state.guard is None and int(state.step) == 0
+
+
+def test_fewer_kv_heads_than_the_tensor_axis_stay_whole_with_their_moments(mesh):
+    kernel = lambda: {"key": {"kernel": jnp.zeros((16, 2, 8))}}  # noqa: E731
+    narrow = make_mesh({"fsdp": 2, "tensor": 4}, jax.devices()[:8])
+    state = abstract(kernel, make_optimizer("adamw", 1e-3), narrow, {"key": {"kernel": ("embed", "kv_heads", "head_dim")}})
+    kernels = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (16, 2, 8)]
+    assert len(kernels) == 3 and all(leaf.sharding.is_equivalent_to(NamedSharding(narrow, P("fsdp")), 3) for leaf in kernels)
 
 
 def test_report_counts_and_finds_what_is_replicated(mesh):

@@ -1,5 +1,6 @@
 """One update: accumulated = whole batch, gradients stay where they are stored, bad updates are skipped bit for bit."""
 
+import dataclasses
 import functools
 import re
 
@@ -213,3 +214,17 @@ def test_errors_name_the_remedy():
         compiled("one", "sgd", 1, None, totals=nothing_known)
     with pytest.raises(ValueError, match="microbatches=0"):
         make_step(toy.loss, toy.totals, optax.sgd(1.0), microbatches=0)
+
+
+def test_the_average_of_bfloat16_parameters_moves_by_less_than_their_rounding():
+    """1 and its average 1.001: a step of 0.1% is 1e-6, which bfloat16 (spacing 0.008 there) would round away for ever."""
+    init = lambda: {"w": jnp.ones((4, 4), jnp.bfloat16)}  # noqa: E731
+    optimizer = make_optimizer("sgd", 0.0)
+    state = create(init, optimizer, mesh_of("one"), {"w": (None, None)}, ema=True, guard=None)
+    assert state.ema["w"].dtype == jnp.float32
+    state = dataclasses.replace(state, step=jnp.asarray(10**6), ema=jax.tree.map(lambda e: e + 0.001, state.ema))
+    loss = lambda params, frozen, batch, rng: ({"loss": Term(jnp.sum(params["w"]))}, {})  # noqa: E731
+    step = jax.jit(make_step(loss, lambda batch: {"loss": jnp.float32(1)}, optimizer, ema_decay=0.999))
+    for _ in range(100):
+        state, _ = step(state, {}, {})
+    np.testing.assert_allclose(state.ema["w"] - 1, 0.001 * 0.999**100, rtol=2e-3)
