@@ -46,7 +46,7 @@ def timed(state: dict, x: jax.Array) -> tuple[dict, float]:
 def main() -> None:
     """Alternates synchronous and asynchronous saves and reports the medians."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--matrices", type=int, default=100)
     options = parser.parse_args()
     state, x = make_state(options.matrices), jnp.ones((2000, 1000))

@@ -1,6 +1,5 @@
 """Saving state and feed while training goes on, and restoring the last checkpoint that is whole."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.parallel import hosts
@@ -106,11 +106,17 @@ class Checkpoints:
             feed=feed,
             files={},
         )
-        response, error = self._start(step, tree)
-        self._thread = threading.Thread(
-            target=self._finish, args=(hosts.fresh("save"), described, response, error), name=f"checkpoint-{step}"
-        )
+        try:
+            tree["state"] = self._snapshot.take(tree["state"])
+            error = None
+        except Exception as failure:  # whatever a save dies of, training goes on
+            error = _one_line(failure)
+        handed_over = threading.Event()
+        arguments = (hosts.fresh("save"), described, tree, error, handed_over)
+        self._thread = threading.Thread(target=self._write, args=arguments, name=f"checkpoint-{step}")
         self._thread.start()
+        if not self._snapshot.copies:  # until Orbax has copied the arrays to the host, no step may take their memory
+            handed_over.wait()
         return True
 
     def prepare(self, state: Any) -> None:
@@ -214,33 +220,20 @@ class Checkpoints:
             return passed and jax.process_count() == 1
         return hosts.tell(hosts.fresh("clock"), passed)  # clocks differ; a save needs everyone
 
-    def _start(self, step: int, tree: dict[str, Any]) -> tuple[Any, str | None]:
-        """Hands the tree to Orbax; an error at this point is treated as one in the background."""
-        try:
-            tree = tree | {"state": self._snapshot.take(tree["state"])}
-            with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as pool:
-                return pool.submit(self._hand_over, step, tree).result(), None
-        except Exception as error:  # whatever a save dies of, training goes on
-            return None, _one_line(error)
-
-    def _hand_over(self, step: int, tree: dict[str, Any]) -> Any:
-        context = ocp.Context()
-        context.array.saving.use_compression = False  # float32 weights shrink by a third at best, and take four times as long
-        context.memory.deepcopy_host_arrays = False  # the snapshot and the feed's fresh copies are already ours alone
-        with context:
-            return ocp.save_async(self.folder / str(step), tree, overwrite=True)
-
-    def _finish(self, key: str, described: Manifest, response: Any, error: str | None) -> None:
-        """In the background: waits for the bytes, has every process checksum its share, and writes the manifest last."""
+    def _write(self, key: str, described: Manifest, tree: dict[str, Any], error: str | None, handed_over: threading.Event) -> None:
+        """In the background: writes the arrays, has every process checksum its share, and writes the manifest last."""
         give_way()
         path, files = self.folder / str(described.step), {}
         try:
-            if response is not None:
+            if error is None:
+                response = _save(path, tree)
+                handed_over.set()
                 response.result()
                 names = manifests.file_names(path)[jax.process_index() :: jax.process_count()]
                 files = manifests.describe(path, names, durable=True)
         except Exception as failure:
             error = _one_line(failure)
+        handed_over.set()
         parts = hosts.collect(f"{key}/parts", {"files": files, "error": error})
         outcome = self._seal(described, parts) if hosts.is_first() else None
         self._error, deleted = hosts.tell(f"{key}/outcome", outcome)
@@ -270,6 +263,15 @@ class Checkpoints:
         for step in deleted:
             self._metrics.pop(step)
         return error, deleted
+
+
+def _save(path: epath.Path, tree: dict[str, Any]) -> Any:
+    """Hands the tree to Orbax; returns what is to be waited for."""
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # float32 weights shrink by a third at best, and take four times as long
+    context.memory.deepcopy_host_arrays = False  # the snapshot and the feed's fresh copies are already ours alone
+    with context:
+        return ocp.save_async(path, tree, overwrite=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -19,11 +19,12 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
+        self.copies = jax.default_backend() == "cpu"
         self._held: Any = None
 
     def take(self, tree: Any) -> Any:
-        """A tree of arrays that no later step can touch; valid until the next `take`."""
-        if jax.default_backend() != "cpu":
+        """Where this copies: a tree of arrays that no later step can touch, valid until the next `take`. Elsewhere the tree itself."""
+        if not self.copies:
             return tree
         shardings = jax.tree.map(lambda x: x.sharding, tree)
         if self._held is None or jax.tree.map(_kind, self._held) != jax.tree.map(_kind, tree):
