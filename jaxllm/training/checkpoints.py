@@ -115,7 +115,9 @@ class Checkpoints:
         arguments = (hosts.fresh("save"), described, tree, error, handed_over)
         self._thread = threading.Thread(target=self._write, args=arguments, name=f"checkpoint-{step}")
         self._thread.start()
-        if not self._snapshot.copies:  # until Orbax has copied the arrays to the host, no step may take their memory
+        # Until Orbax has copied the arrays to the host no step may take their memory; and between processes it speaks by collectives of
+        # the devices, which must not meet those of a step.
+        if not self._snapshot.copies or jax.process_count() > 1:
             handed_over.wait()
         return True
 

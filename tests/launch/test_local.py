@@ -106,7 +106,8 @@ def test_a_lost_peer_ends_the_other_within_30_seconds_with_code_1(tmp_path, lost
         subprocess.Popen(started.command, env={**os.environ, **extra}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for extra in started.environments
     ]
-    assert processes[lost].wait(60) == -signal.SIGKILL
+    code = processes[lost].wait(60)
+    assert code == -signal.SIGKILL, processes[lost].stdout.read()
     begin = time.monotonic()
     try:
         code = processes[1 - lost].wait(30)
