@@ -92,7 +92,7 @@ def attention(
     """
     _check(q, k, kind, prefix, window, implementation, context, dropout, rng, rows)
     T, H = q.shape[1], q.shape[3]
-    rule = Rule(kind, window, softcap, H**-0.5 if scale is None else scale, dropout, block or BLOCK.get(jax.default_backend(), 512))
+    rule = Rule(kind, window, softcap, H**-0.5 if scale is None else scale, dropout, block or BLOCK.get(rules.platform(), 512))
     same = k.shape[1] == T and kv_positions is q_positions and kv_segments is q_segments
     asked = Asked(rule, H, q.dtype.name, same, same and rules.axis_size("context") == 1, q_segments is None and kv_segments is None)
     queries, keys = _side(q, q_positions, q_segments, None), _side(k, kv_positions, kv_segments, prefix)
@@ -161,7 +161,7 @@ REFUSES: dict[str, Callable[[Asked], str | None]] = {"splash": flash.splash_refu
 
 def choose(implementation: str, asked: Asked) -> str:
     """The kernel to run: the first of the table, or the one asked for, that does not refuse; else `xla`, and why is logged once."""
-    wanted = PREFERRED.get(jax.default_backend(), ("xla",)) if implementation == "auto" else (implementation, "xla")
+    wanted = PREFERRED.get(rules.platform(), ("xla",)) if implementation == "auto" else (implementation, "xla")
     for name in wanted:
         reason = REFUSES[name](asked) if name in REFUSES else None
         if reason is None:

@@ -10,6 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from jaxllm.ops.blockwise import RESIDUALS, Rule
+from jaxllm.parallel import rules
 
 if TYPE_CHECKING:
     from jaxllm.ops.attention import Asked
@@ -65,7 +66,7 @@ def splash(rule: Rule, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.A
     pad = lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
     q, k, v = (pad(x).swapaxes(1, 2) for x in (q * rule.scale, k, v))
     ids = pad(segments)
-    interpret = jax.default_backend() != "tpu"
+    interpret = rules.platform() != "tpu"
     kernel = _splash_kernel(q.shape[1], length + padding, block, rule.kind, rule.window, rule.softcap, interpret)
     out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, kernels.SegmentIds(ids, ids)))(q, k, v, ids)
     out = out.swapaxes(1, 2)[:, :length]

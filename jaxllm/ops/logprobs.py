@@ -15,6 +15,7 @@ from jaxllm.ops.products import gradient_dtype
 from jaxllm.parallel import rules
 
 CHUNK_BYTES = {"tpu": 1 << 29, "gpu": 1 << 29, "cpu": 1 << 26}  # what one chunk of float32 logits may take on one device
+LANES = 128  # a chunk that jaxllm chooses is a multiple of it, as accelerators lay arrays out
 MASKED = -1e30  # the logit of a column that is not in the vocabulary
 # Kernels enter whole along D; their gradients leave cut as they are stored, where D divides.
 TABLE = {**rules.COMPUTE, "stored_embed": rules.STORED["embed"]}
@@ -87,12 +88,12 @@ def token_log_probs(
         "stored_embed" if D % rules.ways("stored_embed", TABLE) == 0 else None,
     )
     tokens = B * T // (rules.ways("batch") if axes[0] else 1) // (rules.ways("sequence") if axes[1] else 1)
-    fitting = max(128, CHUNK_BYTES.get(jax.default_backend(), 1 << 28) // (4 * -(-vocab // tensor)))
-    num_chunks = -(-tokens // (chunk or fitting))
+    fitting = max(LANES, CHUNK_BYTES.get(rules.platform(), 1 << 28) // (4 * -(-vocab // tensor)))
+    size = -(-tokens // -(-tokens // (chunk or fitting)))  # chunks of one size, as little padding as can be
     head = _Head(
         vocab=vocab,
         padded=vocab % tensor != 0,
-        chunk=-(-tokens // num_chunks),  # chunks of one size, as little padding as can be
+        chunk=size if chunk or size < LANES else size + -size % LANES,
         softcap=softcap,
         transposed=transposed,
         dtype=jnp.dtype(dtype or hidden.dtype).name,

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxllm.parallel import rules
+
 
 def gradient_dtype(operands: jnp.dtype | str) -> jnp.dtype:
     """What a product whose result is summed further, or cast to the operands' dtype anyway, should be asked for.
@@ -11,7 +13,7 @@ def gradient_dtype(operands: jnp.dtype | str) -> jnp.dtype:
     float32 all the same), so there a block's result is rounded once before it is added to the others in float32. Scores and logits are
     never asked for this way: they stay float32.
     """
-    return jnp.dtype(operands) if jax.default_backend() == "cpu" else jnp.dtype("float32")
+    return jnp.dtype(operands) if rules.platform() == "cpu" else jnp.dtype("float32")
 
 
 def multiply(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype | str = "float32") -> jax.Array:

@@ -131,6 +131,16 @@ def under(mesh: Mesh | jax.sharding.AbstractMesh) -> Any:
     return jax.sharding.use_abstract_mesh(mesh) if isinstance(mesh, jax.sharding.AbstractMesh) else jax.set_mesh(mesh)
 
 
+def platform() -> str:
+    """What the present trace is compiled for, "cpu", "gpu" or "tpu": the ambient mesh's devices, else JAX's own.
+
+    They differ when a program is compiled for devices that are not there.
+    """
+    mesh = ambient_mesh()
+    device = None if mesh is None else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def axis_size(name: str) -> int:
     """How many ways the ambient mesh cuts along this mesh axis (1 outside of a mesh)."""
     mesh = ambient_mesh()

@@ -80,9 +80,9 @@ def compute_dtype(config: ConfigDict) -> str:
     """`model.dtype`, with auto resolved: bfloat16 where the hardware has it, float32 on a CPU."""
     if config.model.dtype != "auto":
         return config.model.dtype
-    import jax
+    from jaxllm.parallel import rules
 
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if rules.platform() == "cpu" else "bfloat16"
 
 
 def model_config(config: ConfigDict, vocab_size: int | None = None) -> Any:

@@ -284,7 +284,7 @@ def test_unknown_choices_are_named(field, value):
 def test_the_kernel_of_training_is_told(monkeypatch, backend, sizes, how, kernel):
     """As the forward pass of packed rows takes it."""
     ran, model, params = set(), Model(GEMMA, **how), params_of(GEMMA)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(rules, "platform", lambda: backend)
     for name in KERNELS:
         monkeypatch.setitem(KERNELS, name, lambda asked, context, q, *rest, name=name: ran.add(name) or q)
     with jax.set_mesh(make_mesh(sizes)) if sizes else contextlib.nullcontext():
