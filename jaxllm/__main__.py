@@ -56,6 +56,13 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _keys_help(SAMPLE)
 
 
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file with get_config(); see configs/")
+    parser.add_argument("--topology", required=True, metavar="NAME", help="v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:8x8, tpu7x:4x4x4, ...")
+    parser.add_argument("--num-slices", type=int, default=1, metavar="N", help="slices of that shape, joined by DCN (default: 1)")
+    parser.add_argument("--json", metavar="FILE", help="also write everything here")
+
+
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work directories to put on one page")
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first work directory)")
@@ -77,6 +84,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "pretrain": _pretrain,
     "evaluate": _evaluate,
     "sample": _sample,
+    "plan": _plan,
     "report": _report,
     "demo": _demo,
     "checkpoints": _checkpoints,

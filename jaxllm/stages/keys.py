@@ -159,6 +159,7 @@ STAGES: dict[str, str] = {
     "pretrain": "token files -> a language model",
     "evaluate": "a trained model -> held-out loss, perplexity, bits per byte, by source",
     "sample": "prompts -> text",
+    "plan": "a config and a TPU slice that is not there -> memory, traffic and the least time of a step",
     "report": "work directories -> one page of curves, tables and samples",
     "demo": "the whole life of a tiny code model, in minutes",
     "checkpoints": "list, verify and prune the checkpoints of a work directory",

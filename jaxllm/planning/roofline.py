@@ -1,0 +1,51 @@
+"""Bytes and operations into seconds: the least that a step can take, and what it would then use of the chip."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxllm.planning.hlo import Collective
+from jaxllm.planning.topologies import DCN_RATE, Topology
+
+# Matrix products of a step for each of the model's own (forward 1, backward 2): what a remat policy runs again. "minimal" and "none" run no
+# product again but attention's backward, which every flash kernel computes from its inputs.
+RECOMPUTED = {"none": 3.0, "minimal": 3.0, "dots": 3.0, "offload": 4.0, "full": 4.0}
+ASSUMPTIONS = (
+    "products at the published dense bf16 peak; gathers and sums at the published link rate, one way, as rings over all links;"
+    " products and traffic overlap perfectly; nothing else takes time"
+)
+
+
+class Roofline(NamedTuple):
+    """Seconds of one step, each as if it were alone, and what follows.
+
+    Attributes:
+      products: the model's FLOPs, and what remat computes again, at the peak.
+      ici: traffic inside the slices.
+      dcn: traffic between the slices.
+      step: the longest of them.
+      mfu: share of the peak that the model's own FLOPs would be, if a step took no longer.
+    """
+
+    products: float
+    ici: float
+    dcn: float
+    step: float
+    mfu: float
+
+
+def roofline(topology: Topology, peak: float, flops: float, remat: str, collectives: Sequence[Collective]) -> Roofline:
+    """The least time of a step.
+
+    Args:
+      topology: where it runs.
+      peak: FLOP/s of one device.
+      flops: of the model's forward and backward on one device in one step, nothing recomputed.
+      remat: the policy's name.
+      collectives: of the compiled step.
+    """
+    crosses = [c for c in collectives if topology.num_slices > 1 and "replica" in c.axes]
+    dcn = sum(c.sent for c in crosses) * topology.chip.devices / DCN_RATE
+    ici = sum(c.sent for c in collectives if c not in crosses) * topology.chip.devices / topology.chip.ici_rate
+    products = flops * RECOMPUTED[remat] / 3 / peak
+    step = max(products, ici, dcn)
+    return Roofline(products, ici, dcn, step, flops / peak / step)

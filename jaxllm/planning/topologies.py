@@ -1,0 +1,157 @@
+"""TPU slices by name: what their chips are, and their devices as the compiler knows them, without having one."""
+
+import contextlib
+import difflib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jaxllm.parallel.mesh import AXES, resolve_sizes
+
+GiB = 1 << 30
+
+
+class Chip(NamedTuple):
+    """One generation of TPU. Sizes and rates are of one JAX device, as cloud.google.com/tpu/docs publishes them.
+
+    Attributes:
+      torus: dims of its network.
+      devices: JAX devices in a chip.
+      hbm: bytes of memory.
+      hbm_rate: bytes/s to and from the memory.
+      ici_rate: bytes/s into the slice's network over all links, one way: half of the published figure, which counts both.
+      host: chips of one host, by dim.
+      config: how the compiler calls the chip's cores in use.
+    """
+
+    torus: int
+    devices: int
+    hbm: int
+    hbm_rate: float
+    ici_rate: float
+    host: tuple[int, int, int]
+    config: str = "default"
+
+
+CHIPS: dict[str, Chip] = {
+    "v4": Chip(3, 1, 32 * GiB, 1.228e12, 150e9, (2, 2, 1), "megacore"),
+    "v5e": Chip(2, 1, 16 * GiB, 0.819e12, 100e9, (2, 2, 1)),
+    "v5p": Chip(3, 1, 95 * GiB, 2.765e12, 300e9, (2, 2, 1), "megacore"),
+    "v6e": Chip(2, 1, 32 * GiB, 1.64e12, 200e9, (2, 2, 1)),
+    "tpu7x": Chip(3, 2, 96 * GiB, 3.69e12, 300e9, (2, 2, 1)),
+}
+DCN_RATE = 6.25e9  # bytes/s of one chip between slices: 200 Gbit/s NICs, one for each four chips (v5p and v6e hosts)
+
+
+class Topology(NamedTuple):
+    """Some slices of one shape.
+
+    Attributes:
+      generation: a row of `CHIPS`.
+      shape: chips along each dim.
+      num_slices: how many slices, joined by DCN.
+    """
+
+    generation: str
+    shape: tuple[int, ...]
+    num_slices: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        """What it is made of."""
+        return CHIPS[self.generation]
+
+    @property
+    def num_devices(self) -> int:
+        """JAX devices of all slices."""
+        return math.prod(self.shape) * self.chip.devices * self.num_slices
+
+    def __str__(self) -> str:
+        name = f"{self.generation}:{'x'.join(map(str, self.shape))}"
+        return f"{self.num_slices} x {name}" if self.num_slices > 1 else name
+
+
+def parse(name: str, num_slices: int = 1) -> Topology:
+    """A topology from "v5p:4x4x4".
+
+    Raises:
+      ValueError: an unknown generation, a shape of other dims, or one that a host does not divide.
+    """
+    generation, _, shape = name.partition(":")
+    if generation not in CHIPS:
+        near = difflib.get_close_matches(generation, CHIPS, 1, 0.3)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"Unknown TPU generation {generation!r} in --topology {name}.{hint} Choose one of: {', '.join(CHIPS)}.")
+    chip = CHIPS[generation]
+    example = "x".join(["4"] * chip.torus)
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or len(shape.split("x")) != chip.torus:
+        raise ValueError(f"--topology {name}: a {generation} slice has {chip.torus} dims. Write {generation}:{example}, say.")
+    sizes = tuple(map(int, shape.split("x")))
+    if num_slices < 1:
+        raise ValueError(f"--num-slices {num_slices} is not a number of slices. Give 1 or more.")
+    good = tuple(-(-size // host) * host for size, host in zip(sizes, chip.host, strict=False))
+    if good != sizes:
+        near_shape = "x".join(map(str, good))
+        raise ValueError(
+            f"--topology {name}: hosts of {'x'.join(map(str, chip.host))} chips do not fill it. Choose {generation}:{near_shape}."
+        )
+    return Topology(generation, sizes, num_slices)
+
+
+def make_mesh(topology: Topology, sizes: Mapping[str, int]) -> Mesh:
+    """A mesh of devices that are not there; with several slices `replica` crosses them.
+
+    Args:
+      topology: the slices.
+      sizes: mesh axes, as for `parallel.mesh.resolve_sizes`.
+
+    Raises:
+      ValueError: sizes that do not multiply to the devices, a `replica` that the slices do not divide, or no compiler for TPUs.
+    """
+    full = resolve_sizes(sizes, topology.num_devices)
+    if full["replica"] % topology.num_slices:
+        raise ValueError(
+            f"parallel.replica={full['replica']} cannot be laid over {topology.num_slices} slices: only replica crosses DCN."
+            f" Set parallel.replica to a multiple of {topology.num_slices}, and fsdp=-1."
+        )
+    from jax.experimental import mesh_utils
+
+    shape, devices = tuple(full.values()), _devices(topology)
+    if topology.num_slices > 1:
+        inner = (shape[0] // topology.num_slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inner, (topology.num_slices, *(1,) * (len(AXES) - 1)), devices)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _devices(topology: Topology) -> list[Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("jaxllm plan needs the TPU compiler, which runs without a TPU: pip install 'jaxllm[tpu]'")
+    from jax.experimental import topologies
+
+    chip = topology.chip
+    name = f"{topology.generation}:{'x'.join(map(str, topology.shape))}"
+    options = {"chips_per_host_bounds": chip.host, "chip_config_name": chip.config, "num_slices": topology.num_slices}
+    with _quiet():
+        return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """libtpu looks for a TPU's metadata first: told that there is none, it does not wait for it, nor complain."""
+    wanted = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
