@@ -222,8 +222,15 @@ def _check_positions(config: ModelConfig) -> None:
             f"model.rope_fraction={config.rope_fraction} of model.head_dim={config.head_dim} rotates {rotated:g} dims. "
             "It must be an even number from 2 to head_dim: change either."
         )
+    for name in ("rope_theta", "local_rope_theta"):
+        theta = getattr(config, name)
+        if theta is not None and not (isinstance(theta, int | float) and theta > 0):
+            raise ValueError(f"model.{name}={theta!r} is not a base of frequencies. Give a number above 0, such as 10000.")
     scaling = config.rope_scaling_dict
     if scaling is not None:
+        factor = scaling.get("factor", 1.0)
+        if not (isinstance(factor, int | float) and factor > 0):
+            raise ValueError(f"model.rope_scaling: factor={factor!r}. Give a number above 0: by how much the context grows.")
         kind = scaling.get("rope_type", scaling.get("type"))
         if kind not in ROPE_SCALINGS:
             raise ValueError(

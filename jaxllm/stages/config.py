@@ -35,9 +35,11 @@ SIZES = (
     "z_loss",
     "schedule.final",
     "data.max_bad_share",
+    "data.workers",
+    "model.logprobs_chunk",
     *(f"optimizer.{name}" for name in ("clip_norm", "learning_rate", "eps", "weight_decay", "spike_sigma")),
 )
-SHARES = ("optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema_decay", "data.eval_fraction")
+SHARES = ("schedule.decay", "optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema_decay", "data.eval_fraction")
 RANGES: dict[str, tuple[float, float, str]] = {  # at least, less than, in words
     **dict.fromkeys(COUNTS, (1.0, math.inf, "1 or more")),
     **dict.fromkeys(SIZES, (0.0, math.inf, "0 or more")),

@@ -36,11 +36,12 @@ def open_model(folder: str, mesh: Any, step: int | None = None, config: ConfigDi
     place = epath.Path(folder) / "checkpoints"
     manifest = newest_whole(place, step)
     model = setup.model(config, record.get("vocab_size"))
-    model = dataclasses.replace(model, scan_layers=manifest.metadata["scan_layers"])
+    averaged = any(name.startswith("state/ema/") for name in manifest.arrays)
+    dtype = "float32" if averaged else model.param_dtype  # the average's own, as training scores it
+    model = dataclasses.replace(model, scan_layers=manifest.metadata["scan_layers"], param_dtype=dtype)
     shapes = model.abstract()
     shardings = rules.shardings(model.axes(), mesh, shapes)
     abstract = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
-    averaged = any(name.startswith("state/ema/") for name in manifest.arrays)
     params = loading.load_part(place, manifest, abstract, "state/ema" if averaged else "state/params")
     return model, params, manifest.step
 

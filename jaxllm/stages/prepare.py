@@ -169,7 +169,7 @@ def check_same(prepared: Prepared, data: Mapping[str, Any]) -> None:
     spec = said.get("tokenizer")
     if spec and not needs_training(spec):
         prepared.check_tokenizer(make_tokenizer(spec))
-    elif spec and spec != made["tokenizer"]:
+    elif spec and json.loads(json.dumps(spec)) != made["tokenizer"]:  # a tuple is a list there
         raise ValueError(
             f"data.tokenizer asks for {spec}, but the token files in {prepared.folder!r} were made with {made['tokenizer']}."
             " Leave data.tokenizer out (or none) to use theirs, or name another data.prepared."

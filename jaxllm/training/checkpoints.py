@@ -236,6 +236,7 @@ class Checkpoints:
         except Exception as failure:
             error = _one_line(failure)
         handed_over.set()
+        self._error, deleted = "its processes did not answer one another", list[int]()  # stands if one of them is lost in here
         parts = hosts.collect(f"{key}/parts", {"files": files, "error": error})
         outcome = self._seal(described, parts) if hosts.is_first() else None
         self._error, deleted = hosts.tell(f"{key}/outcome", outcome)
@@ -254,17 +255,22 @@ class Checkpoints:
                 files = {name: tuple(facts) for part in parts for name, facts in part["files"].items()}
                 manifests.write(path, dataclasses.replace(described, files=files))
                 self._metrics[described.step] = described.metrics
-                deleted = retention.to_delete(self._metrics, self._keep, self._best)
-                retention.delete(self.folder, deleted)
         except Exception as failure:  # object stores raise of all kinds
             error = _one_line(failure)
         if error is not None:
             with contextlib.suppress(Exception):  # what stays is never taken for a checkpoint, and the next start clears it away
                 for leftover in retention.leftovers(self.folder):
                     retention.remove(leftover)
+            return error, []
+        try:
+            deleted = retention.to_delete(self._metrics, self._keep, self._best)
+            retention.delete(self.folder, deleted)
+        except Exception as failure:  # the new checkpoint is whole all the same; the next save deletes again
+            self._say(f"Old checkpoints {deleted} could not be deleted: {_one_line(failure)}. Training goes on.")
+            return None, []
         for step in deleted:
             self._metrics.pop(step)
-        return error, deleted
+        return None, deleted
 
 
 def _save(path: epath.Path, tree: dict[str, Any]) -> Any:

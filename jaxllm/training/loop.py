@@ -165,7 +165,7 @@ def fit(
                 with writer.timed("eval"):
                     values = item.run(state)
                 writer.record_eval(i, item.name, values)
-                metrics |= {f"{item.name}/{name}": value for name, value in values.items()}
+                metrics |= _flat({item.name: values})
         # Decide whether this is the last step.
         if early is not None and early.metric in metrics:
             watched.append(metrics[early.metric])
@@ -176,7 +176,7 @@ def fit(
         last = i == until or reason != "done"
         # Save when it is due, and always at the end.
         with writer.timed("save"):
-            checkpoints.maybe_save(i, state, resume_point, metrics, force=last)
+            checkpoints.maybe_save(i, state, resume_point, (_flat(recorded) if i == start else {}) | metrics, force=last)
         if last:
             break
         # Get a batch: the next one, or one that is sampled and scored with the present weights.
@@ -201,12 +201,23 @@ def _throttle(in_flight: deque[Any], report: Mapping[str, jax.Array]) -> None:
         jax.block_until_ready(in_flight.popleft())
 
 
-def _recall(writer: Writer, evals: Sequence[Eval], early: EarlyStopping | None, start: int) -> tuple[list[str], list[float]]:
+def _flat(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """{eval: {metric: value}} as {"eval/metric": value}."""
+    return {f"{name}/{metric}": value for name, metrics in values.items() for metric, value in metrics.items()}
+
+
+def _recall(
+    writer: Writer, evals: Sequence[Eval], early: EarlyStopping | None, start: int
+) -> tuple[dict[str, dict[str, float]], list[float]]:
     """What the record knows at the start: the evals of this very step, and the watched metric so far. The first process's word counts.
 
     A metric that was not finite is on record as null, and NaN again here.
     """
-    recorded = [item.name for item in evals if writer.has_eval(start, item.name)]
+    recorded: dict[str, dict[str, float]] = {}
+    for item in evals:
+        if writer.has_eval(start, item.name):
+            found = [values for at, values in writer.eval_history(item.name) if at == start]
+            recorded[item.name] = {name: value for values in found for name, value in values.items() if value is not None}
     watched: list[float | None] = []
     if early is not None:
         name, _, metric = early.metric.partition("/")

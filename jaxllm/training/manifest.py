@@ -128,14 +128,13 @@ def read(folder: epath.Path) -> Manifest:
 
 def trouble(folder: epath.Path, files: Mapping[str, FileFacts], contents: bool = True) -> str | None:
     """Compares the files (or without `contents` only their sizes) with the manifest; None when all is as written, else what is wrong."""
-    for name, (size, _) in files.items():
-        path = folder / name
-        if not path.exists():
-            return f"lacks its file {name}"
-        if (length := path.stat().length) != size:
-            return f"has {length} bytes in {name} where {size} were written"
-    if not contents:
-        return None
-    found = describe(folder, files)
+    try:
+        for name, (size, _) in files.items():
+            if (length := (folder / name).stat().length) != size:
+                return f"has {length} bytes in {name} where {size} were written"
+        found = describe(folder, files) if contents else files
+    except FileNotFoundError as error:  # never there, or deleted by the run while this looks
+        missing = next((name for name in files if not (folder / name).exists()), error)
+        return f"lacks its file {missing}"
     altered = [name for name, facts in files.items() if found[name] != facts]
     return f"was altered in {altered[0]}: its checksum differs" if altered else None

@@ -157,13 +157,16 @@ def _with_frozen(chain: optax.GradientTransformationExtraArgs, schedule: Schedul
     def trainable(params):
         return jax.tree.map(lambda hit: not hit, by_name(params, freeze))
 
-    def init(params):  # moments are float32 whatever the parameters are: in bfloat16, 0.999 times a number is that number
-        return chain.init(select(jax.tree.map(lambda p: p.astype(jnp.float32), params), trainable(params)))
+    def wide(params):  # moments are float32 whatever the parameters are: in bfloat16, 0.999 times a number is that number
+        return select(jax.tree.map(lambda p: p.astype(jnp.float32), params), trainable(params))
+
+    def init(params):
+        return chain.init(wide(params))
 
     def update(grads, state, params, *, step):
         mask = trainable(params)
         holes = jax.tree.map(lambda keep, g: g if keep else None, mask, grads, is_leaf=lambda x: x is None)
-        return chain.update(holes, state, select(params, mask), step=step)
+        return chain.update(holes, state, wide(params), step=step)
 
     return Optimizer(init, update, schedule, trainable)
 

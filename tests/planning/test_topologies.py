@@ -37,7 +37,7 @@ def test_only_replica_crosses_slices():
 
 def test_a_missing_compiler_is_one_pip_command(monkeypatch):
     monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install .jaxllm.tpu"):
+    with pytest.raises(ValueError, match=r"pip install .jaxllm\[tpu\]"):
         topologies.make_mesh(parse("v5e:4x4"), {"fsdp": -1})
 
 

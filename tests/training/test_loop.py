@@ -175,6 +175,15 @@ def test_a_last_save_that_failed_is_not_a_success():
         run(Failing())
 
 
+def test_an_eval_on_record_reaches_the_checkpoint_of_its_step():
+    """Killed between the record and the checkpoint's manifest: the eval is not run again, its numbers are not lost either."""
+    recorder = Recorder(recorded=[(0, "held")], history=[(0, {"loss": 2.5, "odd": None})])
+    seen = []
+    recorder.maybe_save = lambda step, state, feed, metrics, force: seen.append((step, metrics))
+    run(recorder, evals=[Eval("held", 100, scores(1.0), at_start=True)], until=1)
+    assert seen == [(0, {"held/loss": 2.5}), (1, {"held/loss": 1.0})]
+
+
 def test_resumed_equals_uninterrupted_with_real_checkpoints(tmp_path):
     def train(folder, until, stop=lambda step: False):
         class Feed(Recorder):

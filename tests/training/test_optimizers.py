@@ -214,6 +214,22 @@ def test_the_second_moment_of_bfloat16_parameters_follows_the_gradients():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_bfloat16_parameters_is_that_of_float32_ones(name):
+    """Nothing in it is rounded to the parameters' dtype on the way; small and factored matrices."""
+    params = {"small": jnp.ones((4, 4)), "large": jnp.ones((256, 256))}
+    optimizer = make_optimizer(name, 1e-3, axes={"small": ("embed", "mlp"), "large": ("embed", "mlp")})
+    states = []
+    for dtype in ("float32", "bfloat16"):
+        ours = jax.tree.map(lambda p, dtype=dtype: p.astype(dtype), params)
+        state, update = optimizer.init(ours), jax.jit(optimizer.update)
+        for step in range(20):
+            grads = jax.tree.map(lambda p, step=step: jnp.full(p.shape, 1.0 if step == 0 else 0.01), params)
+            state = update(grads, state, ours, step=step)[1]
+        states.append(state)
+    assert_close(states[1], states[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_is_for_matrices(name):
     """With zero gradients, what moves is what decays."""
     optimizer = make_optimizer(name, 0.5, axes=toy.AXES, weight_decay=0.1)
