@@ -73,6 +73,8 @@ def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
             f"{folder} was trained on other text: {shown or 'every key of data is as it was'}."
             " Set that back, or the files of data.train if they were changed, or choose another --workdir."
         )
+    if record["data"] != prepared.content and record[key] == content and key == "train_data":
+        hosts.say("The validation text is another than before: earlier evals in this work directory do not compare with those to come.")
     names = list(prepared.streams("train"))
     weights = [source_weights(said, names) for said in (resolve(record["config"]), config)]
     if weights[0] != weights[1]:

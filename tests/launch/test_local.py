@@ -98,6 +98,15 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, uninterrupted):
     assert sorted(map(int, os.listdir(tmp_path / "checkpoints")))[-2:] == [until - 4, until]
 
 
+def test_two_processes_save_at_every_step_without_a_pause(tmp_path, uninterrupted):
+    """A save is under way while the next steps run: what its processes say to one another must not meet the steps' own collectives."""
+    code, output = run(2, 1, tmp_path, "--until", 40, "--every", 1)
+    assert code == 0, output
+    for (_, ours), (_, theirs) in zip(losses(tmp_path), uninterrupted, strict=False):
+        assert float.fromhex(ours) == pytest.approx(float.fromhex(theirs), rel=1e-6)
+    assert len(losses(tmp_path)) == 40
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_peer_ends_the_other_within_30_seconds_with_code_1(tmp_path, lost):
     arguments = [tmp_path, "--until", 1000, "--every", 1, "--sleep", 0.05, "--die-at", 5, "--die-process", lost]

@@ -57,6 +57,9 @@ MISTAKES = {
     ),
     "a best of the last alone": (["--config.checkpoint.best=lines/loss"], "eval.every=0 never meet"),
     "a decay that is none": (["--config.optimizer.b1=1.0"], "optimizer.b1=1.0 must be at least 0 and less than 1. First-moment decay"),
+    "a share of decay past all": (["--config.schedule.name=wsd", "--config.schedule.decay=3"], "schedule.decay=3.0 must be at least 0"),
+    "a chunk below none": (["--config.model.logprobs_chunk=-1"], "model.logprobs_chunk=-1 must be 0 or more"),
+    "a base of nothing": (["--config.model.rope_theta=0"], "model.rope_theta=0.0 is not a base of frequencies"),
     "a second decay that is none": (["--config.optimizer.b2=-0.5"], "optimizer.b2=-0.5 must be at least 0 and less than 1"),
     "an unknown dtype of moments": (
         ["--config.optimizer.mu_dtype=bf16"],
