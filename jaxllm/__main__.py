@@ -155,6 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for place in [getattr(args, "workdir", None) or ".", *getattr(args, "workdirs", [])]:
             check_place(place)
         return import_module(f"jaxllm.stages.{args.stage}").main(args, overrides)
+    except KeyboardInterrupt:  # training has its own way to stop, with a save
+        print("jaxllm: interrupted; run the same command again.", file=sys.stderr)
+        return FAILED
     except Exception as error:
         if os.environ.get("JAXLLM_TRACEBACK") or not is_mistake(error):
             traceback.print_exc()

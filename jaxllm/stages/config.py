@@ -68,7 +68,11 @@ def read_file(spec: str) -> dict[str, Any]:
     path, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
     if not Path(path).is_file():
         known = sorted(str(p) for p in Path("configs").glob("**/*.py") if not p.name.startswith("_"))
-        raise ValueError(f"No config file {path!r}. {nearest(path, known) if known else 'Give the path of a file with get_config().'}")
+        near = difflib.get_close_matches(path, known, n=1)
+        remedy = (
+            f"Did you mean {near[0]!r}?" if near else f"Give the path of a file with get_config(){': ' * bool(known)}{', '.join(known)}."
+        )
+        raise ValueError(f"No config file {path!r}. {remedy}")
     module_spec = importlib.util.spec_from_file_location("jaxllm_config", path)
     if module_spec is None or module_spec.loader is None:
         raise ValueError(f"{path} is not a Python file. A config is a .py file with get_config().")

@@ -24,6 +24,10 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     setup.keep_compiled_programs()
     mesh = setup.reading_mesh(config)
     prepared = inputs.data_of_run(config, args.workdir, anew=any(key.startswith("data.") for key in given))
+    if not prepared.streams("eval"):
+        raise ValueError(
+            f"{args.workdir} holds no document out. Name text to score: --config.data.eval=FILE, or train with data.eval_fraction."
+        )
     model, params, step = open_model(args.workdir, mesh, args.step, config)
     sums = eval_sums(config, model, prepared.tokenizer.token_bytes())
     scores = {}

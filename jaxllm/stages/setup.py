@@ -100,13 +100,15 @@ def model_config(config: ConfigDict, vocab_size: int | None = None) -> Any:
 
     names = [name.removeprefix("model.") for name in model_fields()]
     given = {k: v.to_dict() if isinstance(v, ConfigDict) else v for k, v in config.model.items() if k in names}
+    sizes = [field.name for field in dataclasses.fields(ModelConfig) if field.default is dataclasses.MISSING]
+    given = {name: value for name, value in given.items() if not (name in sizes and value is None)}  # a size of None is not given
     if config.model.preset:
         base = preset(config.model.preset)
         shape = base.replace(**given) if given else base
     else:
         if "vocab_size" not in given and vocab_size is not None:
             given["vocab_size"] = vocab_size
-        required = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING and f.name not in given]
+        required = [name for name in sizes if name not in given]
         if required:
             raise ValueError(
                 f"The config names no model.preset, and model.{required[0]} is missing. Give a preset, `depth`, or every size."

@@ -192,7 +192,9 @@ def build(config: ConfigDict, make_objective: Callable) -> Run:
     if config.checkpoint.export_every:
         raise ValueError("checkpoint.export_every is not supported yet: exports come with `jaxllm convert`. Leave it at 0.")
     check_best(config)
-    setup.optimizer(config, None)  # a mistake in it is told before any text is prepared
+    setup.optimizer(config, None)  # a mistake in it, or in the model's preset, is told before any text is prepared
+    if config.model.preset:
+        setup.model_config(config)
     mesh = make_mesh(setup.mesh_sizes(config))
     check_batch(config, dict(mesh.shape))
     prepared = inputs.data(config)

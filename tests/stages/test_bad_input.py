@@ -96,6 +96,19 @@ def test_a_work_directory_that_is_a_file(stage_name, place, stage, settings, tmp
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_a_mistake_in_the_preset_is_told_before_the_text_is_prepared(stage, settings, tmp_path, capsys):
+    words = ["--config.model.preset=tiny_lama3", "--config.data.cache", tmp_path / "cache"]
+    assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "run", *words) == 2
+    said = capsys.readouterr()
+    assert "Unknown preset 'tiny_lama3'" in said.err and "Token files" not in said.out + said.err
+
+
+def test_nothing_to_score_is_told(stage, settings, tmp_path, capsys):
+    assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "run", "--config.data.eval_fraction=0") == 0
+    assert stage("evaluate", "--workdir", tmp_path / "run") == 2
+    assert "holds no document out. Name text to score: --config.data.eval=FILE" in capsys.readouterr().err
+
+
 def test_a_work_directory_of_another_config(stage, settings, trained, capsys):
     assert stage("pretrain", "--config", settings, "--workdir", trained, "--config.batch_size=16") == 2
     assert "batch_size was 8, is 16" in capsys.readouterr().err.splitlines()[-1]

@@ -2,7 +2,9 @@
 
 import pytest
 
+from jaxllm.__main__ import main
 from jaxllm.stages import config as configs
+from jaxllm.stages import setup
 from jaxllm.stages.keys import ALIASES, SAMPLE, SHARED
 
 KEYS = SHARED | SAMPLE
@@ -92,3 +94,22 @@ def test_what_a_resumed_run_may_change():
     other = configs.as_dict(configs.resolve({"steps": 5, "batch_size": 16, "optimizer": {"learning_rate": 1.0}}))
     assert configs.differences(old, same) == []
     assert configs.differences(old, other) == ["batch_size", "optimizer.learning_rate"]
+
+
+def test_the_nearest_config_file_is_named():
+    with pytest.raises(ValueError, match=r"Did you mean 'configs/pretrain/tiny_bytes.py'"):
+        configs.load("configs/pretrain/tiny_bites.py", [])
+
+
+def test_a_size_of_none_is_the_presets():
+    config = configs.load("configs/pretrain/llama3_8b.py:tiny", ["--config.model.num_layers=None"])
+    assert setup.model_config(config).num_layers == 2
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(args, overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxllm.stages.report.main", interrupted)
+    assert main(["report", "runs/none"]) == 1
+    assert capsys.readouterr().err.strip() == "jaxllm: interrupted; run the same command again."
