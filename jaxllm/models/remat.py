@@ -43,7 +43,7 @@ def _offload() -> Callable:
 
 # From the most memory to the least; each gives a policy for `jax.checkpoint`, or None for no checkpoint at all.
 POLICIES: dict[str, Callable[[], Callable | None]] = {
-    "none": lambda: None,  # keep everything but gathered weights (`Compute.regather`) and the inside of norms and activations
+    "none": lambda: None,  # keep everything but gathered weights (`Compute.regather`), the inside of norms, and what an activation makes
     "minimal": _minimal,  # keep all matrix products and attention's output: norms, activations and rotations are computed again
     "dots": _dots,  # keep matrix products with weights; attention is computed again
     "full": _full,  # keep a block's input only

@@ -66,6 +66,17 @@ def shape_bytes(text: str) -> int:
     return sum(_bits(kind) * math.prod(map(int, dims.split(",") if dims else ())) // 8 for kind, dims in _SHAPE.findall(text))
 
 
+def _elements(text: str) -> list[str]:
+    """The elements of a tuple's type, as they are written."""
+    found, depth, begin = list[str](), 0, 1
+    for at, sign in enumerate(text := text.strip()):
+        depth += (sign in "([{") - (sign in ")]}")
+        if (sign == "," and depth == 1) or (at == len(text) - 1):
+            found.append(text[begin:at].strip())
+            begin = at + 1
+    return found
+
+
 def _bits(kind: str) -> int:
     found = re.match(r"[a-z]+(\d+)", kind)
     return BITS[kind] if kind in BITS else int(found[1]) if found else 0
@@ -156,12 +167,8 @@ class Module:
             axes, group = _axes(groups, mesh), max(len(g) for g in groups)
             if group == 1:
                 continue
-            shape = instruction.shape
-            if instruction.operation.endswith("-start") and kind in ("all-gather", "collective-permute"):
-                shape = shape[shape.rindex("[") - 8 :] if kind == "collective-permute" else shape  # (operand, result, ...)
-            size = shape_bytes(shape)
-            if kind == "all-gather" and instruction.operation.endswith("-start"):
-                size = size * group // (group + 1)  # the operand stands beside the result
+            started = instruction.operation.endswith("-start") and kind in ("all-gather", "collective-permute")
+            size = shape_bytes(_elements(instruction.shape)[1] if started else instruction.shape)  # started: (operands, results, ...)
             if kind == "reduce-scatter":
                 size *= group
             if kind == "all-reduce" and "all-reduce-scatter" in computation:

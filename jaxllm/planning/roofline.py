@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxllm.planning.hlo import Collective
-from jaxllm.planning.topologies import DCN_RATE, Topology
+from jaxllm.planning.topologies import Topology
 
 # Matrix products of a step for each of the model's own (forward 1, backward 2): what a remat policy runs again. "minimal" and "none" run no
 # product again but attention's backward, which every flash kernel computes from its inputs.
@@ -21,14 +21,14 @@ class Roofline(NamedTuple):
     Attributes:
       products: the model's FLOPs, and what remat computes again, at the peak.
       ici: traffic inside the slices.
-      dcn: traffic between the slices.
-      step: the longest of them.
+      dcn: traffic between the slices; None: the rate of this generation is not published.
+      step: the longest of those known.
       mfu: share of the peak that the model's own FLOPs would be, if a step took no longer.
     """
 
     products: float
     ici: float
-    dcn: float
+    dcn: float | None
     step: float
     mfu: float
 
@@ -43,9 +43,13 @@ def roofline(topology: Topology, peak: float, flops: float, remat: str, collecti
       remat: the policy's name.
       collectives: of the compiled step.
     """
-    crosses = [c for c in collectives if topology.num_slices > 1 and "replica" in c.axes]
-    dcn = sum(c.sent for c in crosses) * topology.chip.devices / DCN_RATE
-    ici = sum(c.sent for c in collectives if c not in crosses) * topology.chip.devices / topology.chip.ici_rate
+    chip, crossing, inside = topology.chip, 0.0, 0.0
+    for c in collectives:
+        if topology.num_slices > 1 and "replica" in c.axes:
+            crossing += c.sent * chip.devices
+        else:
+            inside += c.sent * chip.devices
+    ici, dcn = inside / chip.ici_rate, 0.0 if not crossing else crossing / chip.dcn_rate if chip.dcn_rate else None
     products = flops * RECOMPUTED[remat] / 3 / peak
-    step = max(products, ici, dcn)
+    step = max(products, ici, dcn or 0.0)
     return Roofline(products, ici, dcn, step, flops / peak / step)

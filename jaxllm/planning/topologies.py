@@ -18,35 +18,36 @@ GiB = 1 << 30
 
 
 class Chip(NamedTuple):
-    """One generation of TPU. Sizes and rates are of one JAX device, as cloud.google.com/tpu/docs publishes them.
+    """One generation of TPU.
 
     Attributes:
       torus: dims of its network.
       devices: JAX devices in a chip.
-      hbm: bytes of memory.
-      hbm_rate: bytes/s to and from the memory.
-      ici_rate: bytes/s into the slice's network over all links, one way: half of the published figure, which counts both.
-      host: chips of one host, by dim.
+      hbm: bytes of memory of a device.
+      ici_rate: bytes/s that a chip sends into its slice's network over all links, one way.
+      dcn_rate: bytes/s that a chip sends between slices; None: not published.
       config: how the compiler calls the chip's cores in use.
     """
 
     torus: int
     devices: int
     hbm: int
-    hbm_rate: float
     ici_rate: float
-    host: tuple[int, int, int]
+    dcn_rate: float | None
     config: str = "default"
 
 
+# cloud.google.com/tpu/docs/<generation>. ICI: half of the bidirectional figure of a chip (v5e 400, v5p and tpu7x 1200, v6e 800 GB/s); v4:
+# the all-reduce bandwidth of a pod, 1.1 PB/s, over its 4096 chips. DCN: of a chip (v5p 50, v6e and tpu7x 100 Gbit/s); v5e: 6.4 Tbit/s of a
+# pod over its 256 chips.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(3, 1, 32 * GiB, 1.228e12, 150e9, (2, 2, 1), "megacore"),
-    "v5e": Chip(2, 1, 16 * GiB, 0.819e12, 100e9, (2, 2, 1)),
-    "v5p": Chip(3, 1, 95 * GiB, 2.765e12, 300e9, (2, 2, 1), "megacore"),
-    "v6e": Chip(2, 1, 32 * GiB, 1.64e12, 200e9, (2, 2, 1)),
-    "tpu7x": Chip(3, 2, 96 * GiB, 3.69e12, 300e9, (2, 2, 1)),
+    "v4": Chip(3, 1, 32 * GiB, 1.1e15 / 4096, None, "megacore"),
+    "v5e": Chip(2, 1, 16 * GiB, 200e9, 6.4e12 / 256 / 8),
+    "v5p": Chip(3, 1, 95 * GiB, 600e9, 50e9 / 8, "megacore"),
+    "v6e": Chip(2, 1, 32 * GiB, 400e9, 100e9 / 8),
+    "tpu7x": Chip(3, 2, 96 * GiB, 600e9, 100e9 / 8),
 }
-DCN_RATE = 6.25e9  # bytes/s of one chip between slices: 200 Gbit/s NICs, one for each four chips (v5p and v6e hosts)
+HOST = (2, 2, 1)  # chips of one host, by dim
 
 
 class Topology(NamedTuple):
@@ -95,12 +96,10 @@ def parse(name: str, num_slices: int = 1) -> Topology:
     sizes = tuple(map(int, shape.split("x")))
     if num_slices < 1:
         raise ValueError(f"--num-slices {num_slices} is not a number of slices. Give 1 or more.")
-    good = tuple(-(-size // host) * host for size, host in zip(sizes, chip.host, strict=False))
+    good = tuple(-(-size // host) * host for size, host in zip(sizes, HOST, strict=False))
     if good != sizes:
         near_shape = "x".join(map(str, good))
-        raise ValueError(
-            f"--topology {name}: hosts of {'x'.join(map(str, chip.host))} chips do not fill it. Choose {generation}:{near_shape}."
-        )
+        raise ValueError(f"--topology {name}: hosts of {'x'.join(map(str, HOST))} chips do not fill it. Choose {generation}:{near_shape}.")
     return Topology(generation, sizes, num_slices)
 
 
@@ -138,7 +137,7 @@ def _devices(topology: Topology) -> list[Any]:
 
     chip = topology.chip
     name = f"{topology.generation}:{'x'.join(map(str, topology.shape))}"
-    options = {"chips_per_host_bounds": chip.host, "chip_config_name": chip.config, "num_slices": topology.num_slices}
+    options = {"chips_per_host_bounds": HOST, "chip_config_name": chip.config, "num_slices": topology.num_slices}
     with _quiet():
         return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
 

@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[float, float, str]] = {  # at least, less than, in words
     **dict.fromkeys(COUNTS, (1.0, math.inf, "1 or more")),
     **dict.fromkeys(SIZES, (0.0, math.inf, "0 or more")),
     **dict.fromkeys(SHARES, (0.0, 1.0, "at least 0 and less than 1")),
+    "seed": (0, 1 << 32, "at least 0 and less than 2**32"),  # of a larger one jax.random.key takes the lower 32 bits alone
 }
 REGEXES = ("init_skip", "optimizer.decay", "optimizer.freeze")
 
@@ -91,8 +92,8 @@ def read_file(spec: str) -> dict[str, Any]:
 
 def _line_in(path: str, error: BaseException) -> int | None:
     """The last line of the config file that the error passed through."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(path).absolute()]
-    lines += [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == Path(path).absolute()]
     return lines[-1] if lines else None
 
 
@@ -191,7 +192,7 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
     flat.update(given)
     for key, (least, below, words) in RANGES.items():
         if flat[key] is not None and not least <= flat[key] < below:
-            raise ValueError(f"{key}={flat[key]} must be {words}. {KEYS[key].help[0].upper()}{KEYS[key].help[1:]}.")
+            raise ValueError(f"{key}={flat[key]} must be {words}. {_meaning(key)}.")
     for key in REGEXES:
         _check_regexes(key, flat[key])
     for name in ("data.train", "data.eval"):
@@ -202,14 +203,18 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
     return nest(flat).lock()
 
 
+def _meaning(key: str) -> str:
+    """What the key is for, as the beginning of a sentence."""
+    return KEYS[key].help[0].upper() + KEYS[key].help[1:]
+
+
 def _check_regexes(key: str, patterns: Sequence[Any]) -> None:
     for pattern in patterns:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             raise ValueError(
-                f"{key} has {pattern!r}, which is no regular expression ({error}). {KEYS[key].help[0].upper()}"
-                f"{KEYS[key].help[1:]}; write \\( for a bracket."
+                f"{key} has {pattern!r}, which is no regular expression ({error}). {_meaning(key)}; write \\( for a bracket."
             ) from None
 
 

@@ -64,8 +64,9 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
             console.print(f"replicated on every device: {path} ({size / 1e6:.1f} MB)")
         for call in compiled.gathered_calls:
             console.print(f"an all-gather feeds the kernel {call}: call it through rules.shard_map")
+        dcn = "not published" if speed.dcn is None else f"{speed.dcn:.3g}"
         console.print(
-            f"{name}: at least {speed.step:.3g} s a step (products {speed.products:.3g}, ICI {speed.ici:.3g}, DCN {speed.dcn:.3g}), "
+            f"{name}: at least {speed.step:.3g} s a step (products {speed.products:.3g}, ICI {speed.ici:.3g}, DCN {dcn}), "
             f"MFU at most {speed.mfu:.0%}, {config.batch_size * config.sequence_length / speed.step:,.0f} tokens/s; "
             f"compiled in {compiled.seconds:.0f} s.\nAssumed: {ASSUMPTIONS}.",
             soft_wrap=True,

@@ -85,6 +85,23 @@ def test_bytes_of_a_type(shape, size):
     assert hlo.shape_bytes(shape) == size
 
 
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        ("(bf16[4,8]{1,0:T(8,128)(2,1)}, bf16[16,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) all-gather-start(%x)", 256),
+        ("((f32[2]{0}, f32[4]{0}), (f32[8]{0}, f32[16]{0})) all-gather-start(%x, %y)", 96),
+        ("(f32[8]{0}, f32[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x)", 32),
+        ("(f32[8]{0}, f32[2]{0}) all-reduce-start(%x, %y)", 40),
+        ("f32[8]{0} reduce-scatter(%x)", 128),
+    ],
+)
+def test_what_is_started_counts_its_result_once(line, size):
+    """As TPUs write them: operands stand before the results, and context after them."""
+    text = f"ENTRY %main (x: f32[2]) -> f32[2] {{\n  %op.1 = {line}, replica_groups=[1,4]<=[4]\n}}"
+    (found,) = hlo.Module(text).collectives({"fsdp": 4})
+    assert found.num_bytes == size and found.axes == ("fsdp",) and found.group == 4
+
+
 def test_a_loop_without_a_count_is_refused():
     mesh = make_mesh(SIZES)
     step = functools.partial(jax.lax.while_loop, lambda x: jnp.sum(x) < 3, lambda x: x * 2)

@@ -5,7 +5,7 @@ import pytest
 from jaxllm.planning import topologies
 from jaxllm.planning.hlo import Collective
 from jaxllm.planning.roofline import roofline
-from jaxllm.planning.topologies import DCN_RATE, parse
+from jaxllm.planning.topologies import parse
 
 
 def test_a_name_is_a_slice():
@@ -42,12 +42,19 @@ def test_a_missing_compiler_is_one_pip_command(monkeypatch):
 
 
 def test_the_longest_of_products_and_links_is_the_step():
-    """16 chips; 1 GB gathered over fsdp 100 times: 15/16 of it into 100 GB/s; the replica's sum crosses DCN only with several slices."""
+    """16 chips; 1 GB gathered over fsdp 100 times: 15/16 of it into 200 GB/s; the replica's sum crosses DCN only with several slices."""
     gather = Collective("all-gather", ("fsdp",), 10**9, 100, 16, "", "")
     crossing = Collective("all-reduce", ("replica",), 10**9, 1, 2, "", "")
     one = roofline(parse("v5e:4x4"), 197e12, 197e12, "full", [gather, crossing])
     assert one.products == pytest.approx(4 / 3) and one.dcn == 0
-    assert one.ici == pytest.approx((100 * 15 / 16 + 1) * 1e9 / 100e9)
+    assert one.ici == pytest.approx((100 * 15 / 16 + 1) * 1e9 / 200e9)
     assert one.step == max(one.products, one.ici) and one.mfu == pytest.approx(1 / one.step)
     two = roofline(parse("v5e:4x4", 2), 197e12, 197e12, "none", [gather, crossing])
-    assert two.products == pytest.approx(1) and two.dcn == pytest.approx(1e9 / DCN_RATE)
+    assert two.products == pytest.approx(1) and two.dcn == pytest.approx(1e9 / 3.125e9)  # 25 Gbit/s a chip
+    unknown = roofline(parse("v4:4x4x4", 2), 275e12, 275e12, "none", [crossing])
+    assert unknown.dcn is None and unknown.step == 1
+
+
+def test_two_devices_share_the_links_of_a_chip():
+    gather = Collective("all-gather", ("fsdp",), 10**9, 1, 2, "", "")
+    assert roofline(parse("tpu7x:4x4x4"), 1.0, 0.0, "none", [gather]).ici == pytest.approx(2 * 0.5e9 / 600e9)

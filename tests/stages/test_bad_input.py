@@ -57,6 +57,12 @@ MISTAKES = {
     ),
     "a best of the last alone": (["--config.checkpoint.best=lines/loss"], "eval.every=0 never meet"),
     "a decay that is none": (["--config.optimizer.b1=1.0"], "optimizer.b1=1.0 must be at least 0 and less than 1. First-moment decay"),
+    "a path that is a number": (["--config.data.train=[{'path': 5}]"], "data.train[0] has no path"),
+    "a weight that is a word": (
+        ["--config.data.train=[{'path': 'a', 'weight': 'x'}]"],
+        "data.train[0].weight='x' must be more than 0, as a number",
+    ),
+    "a seed past 32 bits": ([f"--config.seed={1 << 32}"], "seed=4294967296 must be at least 0 and less than 2**32"),
     "a share of decay past all": (["--config.schedule.name=wsd", "--config.schedule.decay=3"], "schedule.decay=3.0 must be at least 0"),
     "a chunk below none": (["--config.model.logprobs_chunk=-1"], "model.logprobs_chunk=-1 must be 0 or more"),
     "a base of nothing": (["--config.model.rope_theta=0"], "model.rope_theta=0.0 is not a base of frequencies"),
