@@ -92,8 +92,8 @@ def main() -> None:
 
     def loss(params, frozen, batch, rng):
         hidden = model.apply(params, batch["tokens"])
-        found = model.log_probs(params, hidden, batch["targets"])
-        return cross_entropy(found.log_probs, found.log_z, batch["weights"], correct=found.correct)
+        fused, found = model.fused_cross_entropy(params, hidden, batch["targets"], batch["weights"])
+        return cross_entropy(found.log_probs, found.log_z, batch["weights"], correct=found.correct, fused=fused)
 
     step = make_step(loss, lambda batch: cross_entropy_totals(batch["weights"]), optimizer, axes=model.axes(), clip_norm=OPT["clip"])
     params = load_params(model)

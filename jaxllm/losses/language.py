@@ -12,7 +12,13 @@ def _trained(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def cross_entropy(
-    log_probs: jax.Array, log_z: jax.Array, weights: jax.Array, *, correct: jax.Array | None = None, z_loss: float = 0.0
+    log_probs: jax.Array,
+    log_z: jax.Array,
+    weights: jax.Array,
+    *,
+    correct: jax.Array | None = None,
+    z_loss: float = 0.0,
+    fused: jax.Array | None = None,
 ) -> tuple[Terms, Report]:
     """Cross-entropy of the targets and, if asked for, the z-loss that keeps the logits' normaliser near 1.
 
@@ -22,14 +28,18 @@ def cross_entropy(
       weights: [B, T] float, 0 where nothing is learned.
       correct: [B, T] bool or float, whether the target is the likeliest token; None: no accuracy in the report.
       z_loss: coefficient of the mean of log_z^2 (PaLM, arXiv 2204.02311, section 5: 1e-4); 0 leaves the term out.
+      fused: the same objective as one sum, from `Model.fused_cross_entropy` with the same weights and z_loss. The gradient is then its own,
+        whole in the first term; without it the gradient goes through log_probs and log_z.
 
     Returns:
       terms: "cross_entropy" in nats and, with z_loss, "z_loss"; sums over this microbatch.
       report: "accuracy", the weighted count of correct tokens. The totals of all three are those of `cross_entropy_totals`.
     """
-    terms = {"cross_entropy": Term(-jnp.sum(weights * _trained(log_probs, weights)), 1.0)}
+    squares = jnp.sum(weights * jnp.square(_trained(log_z, weights))) if z_loss else jnp.zeros(())
+    nats = -jnp.sum(weights * _trained(log_probs, weights)) if fused is None else fused - z_loss * jax.lax.stop_gradient(squares)
+    terms = {"cross_entropy": Term(nats, 1.0)}
     if z_loss:
-        terms["z_loss"] = Term(jnp.sum(weights * jnp.square(_trained(log_z, weights))), z_loss)
+        terms["z_loss"] = Term(squares if fused is None else jax.lax.stop_gradient(squares), z_loss)
     report = {} if correct is None else {"accuracy": jnp.sum(weights * _trained(correct, weights))}
     return terms, report
 

@@ -15,9 +15,10 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import AXES, Compute, logical_axes, weight
 from jaxllm.models.remat import POLICIES
 from jaxllm.models.transformer import Block, Stem, transformer
+from jaxllm.ops import logprobs
 from jaxllm.ops.attention import KERNELS, Asked, choose
 from jaxllm.ops.blockwise import Rule
-from jaxllm.ops.logprobs import LogProbs, token_log_probs
+from jaxllm.ops.vocabulary import LogProbs
 from jaxllm.parallel import rules
 
 Params = dict[str, Any]
@@ -208,9 +209,17 @@ class Model:
 
     def log_probs(self, params: Params, hidden: jax.Array, targets: jax.Array) -> LogProbs:
         """Log-probabilities of targets int32 [B, T] after hidden [B, T, D]; see `ops.logprobs.token_log_probs`."""
-        kernel, _, _ = self._vocabulary(params)
-        tied, cap = self.config.tied_embeddings, self.config.logit_softcap
-        return token_log_probs(hidden, kernel, targets, softcap=cap, transposed=tied, chunk=self.logprobs_chunk)
+        return logprobs.token_log_probs(hidden, self._vocabulary(params)[0], targets, **self._head())
+
+    def fused_cross_entropy(
+        self, params: Params, hidden: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0
+    ) -> tuple[jax.Array, LogProbs]:
+        """sum(weights * (z_loss * log_z^2 - log_prob)), and `LogProbs` without gradients; see `ops.logprobs.fused_cross_entropy`."""
+        return logprobs.fused_cross_entropy(hidden, self._vocabulary(params)[0], targets, weights, z_loss=z_loss, **self._head())
+
+    def _head(self) -> dict[str, Any]:
+        config = self.config
+        return {"softcap": config.logit_softcap, "transposed": config.tied_embeddings, "chunk": self.logprobs_chunk}
 
     def num_params(self, params: Params | None = None) -> int:
         """How many numbers the parameters are; from the config alone when none are given."""

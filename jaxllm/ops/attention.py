@@ -126,8 +126,8 @@ def _xla(asked: Asked, context: str, q, k, v, queries: Side, keys: Side) -> jax.
         k, v = (_own_kv_heads(x, q.shape[2], N, K) for x in (k, v))
         args = (blockwise.group(q, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2), queries, keys, heads.reshape(k.shape[2], -1))
         if cut:
-            return blockwise.ungroup(ring_forms.FORMS[context]("context", asked.rule, *args))
-        return blockwise.ungroup(blockwise.attend(asked.rule, *args))
+            return ring_forms.FORMS[context]("context", asked.rule, *args)
+        return blockwise.attend(asked.rule, *args)
 
     N, K = q.shape[2], k.shape[2]
     ways = rules.axis_size("context")

@@ -56,7 +56,7 @@ def attend(rule: Rule, q: jax.Array, k: jax.Array, v: jax.Array, queries: Side, 
       heads: int32 [K, G], global head indices, for dropout.
 
     Returns:
-      [B, K, G, T, H] in q's dtype; a row that sees nothing is 0, and has zero gradient.
+      [B, T, N, H] in q's dtype; a row that sees nothing is 0, and has zero gradient.
     """
     return finish(extend(rule, start(q), q, k, v, queries, keys, heads), q.dtype)[0]
 
@@ -69,7 +69,7 @@ def _attend_forward(rule, q, k, v, queries, keys, heads):
 
 def _attend_backward(rule, saved, d_out):
     q, k, v, queries, keys, heads, out, log_total = saved
-    delta = row_delta(out, d_out)
+    d_out, delta = row_delta(out, d_out, k.shape[1])
     dq, dk, dv = gradients(rule, q, k, v, queries, keys, heads, d_out, log_total, delta)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
 
@@ -89,15 +89,22 @@ def start(q: jax.Array) -> Running:
 
 
 def finish(running: Running, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """The output [B, K, G, T, H], and the log of each row's softmax total [B, K, G, T] (0 where the row saw nothing)."""
+    """The output [B, T, N, H], and the log of each row's softmax total [B, K, G, T] (0 where the row saw nothing).
+
+    The output has the shape in which it is used next, so that what the backward passes of both keep is one array.
+    """
     seen = running.total > 0
     total = jnp.where(seen, running.total, 1.0)
-    return (running.weighted / total[..., None]).astype(dtype), jnp.where(seen, running.maximum + jnp.log(total), 0.0)
+    return ungroup((running.weighted / total[..., None]).astype(dtype)), jnp.where(seen, running.maximum + jnp.log(total), 0.0)
 
 
-def row_delta(out: jax.Array, d_out: jax.Array) -> jax.Array:
-    """Sum over H of out * d_out, float32 [B, K, G, T]: what the softmax's gradient subtracts in each row."""
-    return jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
+def row_delta(out: jax.Array, d_out: jax.Array, num_kv_heads: int) -> tuple[jax.Array, jax.Array]:
+    """From out and d_out [B, T, N, H]: d_out [B, K, G, T, H], and sum over H of out * d_out, float32 [B, K, G, T].
+
+    The sum is what the softmax's gradient subtracts in each row.
+    """
+    product = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
+    return group(d_out, num_kv_heads), group(product, num_kv_heads)[..., 0]
 
 
 def extend(rule: Rule, running: Running, q, k, v, queries: Side, keys: Side, heads) -> Running:

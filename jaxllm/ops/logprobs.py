@@ -1,46 +1,22 @@
 """Where hidden states meet the vocabulary: log-probabilities of targets, chunk by chunk, without ever holding the logits.
 
-The gradient is written by hand in the same loop, from recomputed logits: with p the softmax, d log_prob = onehot - p and d log_z = p.
-Accumulation is float32. On a mesh each device takes its own rows, its part of the sequence and its part of the vocabulary.
+The gradient is written by hand: with p the softmax, d log_prob = onehot - p and d log_z = p. What a loss makes of the log-probabilities is
+known only after all of them, so `token_log_probs` computes the logits again for its gradient: 4 products. What cross-entropy makes of them
+is known before: `fused_cross_entropy` finds its gradient while a chunk's logits are there, with 3 (as Liger's fused loss does, arXiv
+2410.10989). Accumulation is float32. On a mesh each device takes its own rows, its part of the sequence and its part of the vocabulary.
 """
 
-import dataclasses
 import functools
-from typing import NamedTuple
+import math
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm.ops.products import gradient_dtype
+from jaxllm.ops.vocabulary import TABLE, Head, LogProbs, Product, cut, each, fold, sum_over_rows
 from jaxllm.parallel import rules
 
 CHUNK_BYTES = {"tpu": 1 << 29, "gpu": 1 << 29, "cpu": 1 << 26}  # what one chunk of float32 logits may take on one device
 LANES = 128  # a chunk that jaxllm chooses is a multiple of it, as accelerators lay arrays out
-MASKED = -1e30  # the logit of a column that is not in the vocabulary
-# Kernels enter whole along D; their gradients leave cut as they are stored, where D divides.
-TABLE = {**rules.COMPUTE, "stored_embed": rules.STORED["embed"]}
-
-
-class LogProbs(NamedTuple):
-    """What is known of each target."""
-
-    log_probs: jax.Array  # float32 [B, T], log softmax at the target
-    log_z: jax.Array  # float32 [B, T], log of the softmax's sum (the z-loss takes its square); differentiable
-    correct: jax.Array  # float32 [B, T], 1 where the target is the argmax (the first one, where several are equal); no gradient
-
-
-@dataclasses.dataclass(frozen=True)
-class _Head:
-    """What is static in one call."""
-
-    vocab: int  # V, before any padding
-    padded: bool  # the kernel has columns from V on
-    chunk: int  # tokens
-    softcap: float | None
-    transposed: bool
-    dtype: str
-    sharded: bool  # inside a mesh of more than one device
-    axes: tuple[str | None, str | None, str | None]  # logical names of B, T, and of D in the kernel's gradient
 
 
 def token_log_probs(
@@ -72,6 +48,45 @@ def token_log_probs(
     Raises:
       ValueError: shapes that do not belong together.
     """
+    head, kernel, bias = _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype)
+    return LogProbs(*_log_probs(head, hidden, kernel, bias, targets))
+
+
+def fused_cross_entropy(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
+    transposed: bool = False,
+    chunk: int | None = None,
+    dtype: str | jnp.dtype | None = None,
+) -> tuple[jax.Array, LogProbs]:
+    """sum(weights * (z_loss * log_z^2 - log_prob)), whose gradient needs no second pass over the logits.
+
+    Args:
+      weights: float [B, T]; not to be differentiated by.
+      z_loss: the coefficient of log_z^2.
+      hidden, kernel, targets, bias, softcap, transposed, chunk, dtype: as for `token_log_probs`.
+
+    Returns:
+      The sum, a float32 scalar, and the `LogProbs` it was made of, which carry no gradient.
+
+    Raises:
+      ValueError: shapes that do not belong together, or a gradient asked for by the weights.
+    """
+    head, kernel, bias = _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype)
+    if weights.shape != targets.shape:
+        raise ValueError(f"weights {weights.shape} do not belong to targets {targets.shape}.")
+    loss, *found = _cross_entropy(head, float(z_loss), hidden, kernel, bias, targets, weights.astype(jnp.float32))
+    return loss, LogProbs(*map(jax.lax.stop_gradient, found))
+
+
+def _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype) -> tuple[Head, jax.Array, jax.Array | None]:
+    """What is static, and kernel and bias with as many columns as the mesh divides."""
     B, T, D = hidden.shape
     vocab = kernel.shape[0 if transposed else 1]
     if kernel.shape != ((vocab, D) if transposed else (D, vocab)) or targets.shape != (B, T):
@@ -90,7 +105,7 @@ def token_log_probs(
     tokens = B * T // (rules.ways("batch") if axes[0] else 1) // (rules.ways("sequence") if axes[1] else 1)
     fitting = max(LANES, CHUNK_BYTES.get(rules.platform(), 1 << 28) // (4 * -(-vocab // tensor)))
     size = -(-tokens // -(-tokens // (chunk or fitting)))  # chunks of one size, as little padding as can be
-    head = _Head(
+    head = Head(
         vocab=vocab,
         padded=vocab % tensor != 0,
         chunk=size if chunk or size < LANES else size + -size % LANES,
@@ -104,17 +119,17 @@ def token_log_probs(
     if pad:
         kernel = jnp.pad(kernel, [(0, pad), (0, 0)] if transposed else [(0, 0), (0, pad)])
         bias = None if bias is None else jnp.pad(bias, (0, pad))
-    return LogProbs(*_log_probs(head, hidden, kernel, bias, targets))
+    return head, kernel, bias
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_probs(head: _Head, hidden, kernel, bias, targets):
+def _log_probs(head: Head, hidden, kernel, bias, targets):
     batch, sequence, _ = head.axes
     local = rules.shard_map(functools.partial(_local_forward, head), _in_axes(head, bias), ((batch, sequence),) * 3)
     return local(hidden, _narrow(head, kernel), bias, targets)
 
 
-def _narrow(head: _Head, kernel: jax.Array) -> jax.Array:
+def _narrow(head: Head, kernel: jax.Array) -> jax.Array:
     """The kernel in the compute dtype, still cut as it is stored: in that dtype it is gathered over `fsdp`."""
     return rules.constrain(kernel.astype(head.dtype), *(head.axes[2], "vocab")[:: -1 if head.transposed else 1], rules=TABLE)
 
@@ -128,157 +143,112 @@ def _forward(head, hidden, kernel, bias, targets):
 def _backward(head, saved, cotangents):
     hidden, kernel, bias, targets, log_z, wanted = saved
     d_log_probs, d_log_z = (jnp.zeros_like(log_z) if isinstance(c, jax.custom_derivatives.SymbolicZero) else c for c in cotangents[:2])
-    batch, sequence, embed = head.axes
-    rows = (batch, sequence)
-    embed = embed if batch else None
-    head = dataclasses.replace(head, axes=(*rows, embed))
-    kernel_out = () if wanted[0] is None else ("vocab", embed) if head.transposed else (embed, "vocab")
-    bias_out = () if wanted[1] is None else ("vocab",)
-    backward = functools.partial(_local_backward, head, tuple(w is not None for w in wanted))
-    in_axes = (*_in_axes(head, bias), rows, rows, rows)
-    local = rules.shard_map(backward, in_axes, ((*rows, None), kernel_out, bias_out), TABLE)
-    d_hidden, d_kernel, d_bias = local(hidden, _narrow(head, kernel), bias, targets, log_z, d_log_probs, d_log_z)
-    cast = lambda x, like: None if x is None else x.astype(like.dtype)  # noqa: E731
-    return d_hidden.astype(hidden.dtype), cast(d_kernel, kernel), cast(d_bias, bias), None
+    wanted, rows = tuple(w is not None for w in wanted), head.axes[:2]
+    local = rules.shard_map(
+        functools.partial(_local_backward, head, wanted), (*_in_axes(head, bias), rows, rows, rows), _gradient_axes(head, wanted), TABLE
+    )
+    gradients = local(hidden, _narrow(head, kernel), bias, targets, log_z, d_log_probs, d_log_z)
+    return *_like(gradients, hidden, kernel, bias), None
 
 
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _in_axes(head: _Head, bias) -> tuple:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cross_entropy(head: Head, z_loss: float, hidden, kernel, bias, targets, weights):
+    found = _log_probs(head, hidden, kernel, bias, targets)
+    return _weighted(z_loss, weights, *found[:2]), *found
+
+
+def _weighted(z_loss: float, weights, log_probs, log_z):
+    """The loss; what stands where the weight is 0 (it may be -inf or NaN) is never looked at."""
+    return jnp.sum(jnp.where(weights != 0, weights * (z_loss * jnp.square(log_z) - log_probs), 0.0))
+
+
+def _fused_forward(head, z_loss, hidden, kernel, bias, targets, weights):
+    if weights.perturbed:
+        raise ValueError("fused_cross_entropy has no gradient by its weights. Use token_log_probs.")
+    wanted = tuple(x is not None and x.perturbed for x in (kernel, bias))
+    hidden, kernel, bias, targets, weights = (None if x is None else x.value for x in (hidden, kernel, bias, targets, weights))
+    rows = head.axes[:2]
+    local = rules.shard_map(
+        functools.partial(_local_fused, head, z_loss, wanted),
+        (*_in_axes(head, bias), rows),
+        ((rows,) * 3, *_gradient_axes(head, wanted)),
+        TABLE,
+    )
+    found, *gradients = local(hidden, _narrow(head, kernel), bias, targets, weights)
+    return (_weighted(z_loss, weights, *found[:2]), *found), _like(gradients, hidden, kernel, bias)
+
+
+def _fused_backward(head, z_loss, gradients, cotangents):
+    scale = cotangents[0]
+    if isinstance(scale, jax.custom_derivatives.SymbolicZero):
+        scale = jnp.zeros((), jnp.float32)
+    return *(None if g is None else (g.astype(jnp.float32) * scale).astype(g.dtype) for g in gradients), None, None
+
+
+_cross_entropy.defvjp(_fused_forward, _fused_backward, symbolic_zeros=True)
+
+
+def _in_axes(head: Head, bias) -> tuple:
     rows = head.axes[:2]
     return (*rows, None), ((None, "vocab")[:: -1 if head.transposed else 1]), () if bias is None else ("vocab",), rows
 
 
-def _local_forward(head: _Head, hidden, kernel, bias, targets):
-    """One device's rows over its part of the vocabulary, then joined over the parts."""
-    shape, first = targets.shape, _first_column(head, kernel)
-    product = _Product(head, kernel, bias, first)
-
-    def one_chunk(chunk):
-        hidden, targets = chunk
-        logits = product.logits(hidden)[0]
-        maximum = jnp.max(logits, axis=-1)
-        total = jnp.sum(jnp.exp(logits - maximum[:, None]), axis=-1)
-        columns = jnp.arange(logits.shape[1], dtype=jnp.int32)
-        argmax = jnp.min(jnp.where(logits == maximum[:, None], columns, logits.shape[1]), axis=-1)
-        mine = (targets >= first) & (targets < first + logits.shape[1])
-        at_target = jnp.take_along_axis(logits, jnp.clip(targets - first, 0, logits.shape[1] - 1)[:, None], axis=1)[:, 0]
-        return maximum, total, first + argmax, jnp.where(mine, at_target, 0.0)
-
-    tokens = targets.size
-    chunks = _cut(head, hidden.reshape(tokens, -1)), _cut(head, targets.reshape(-1))
-    maximum, total, argmax, at_target = (x.reshape(-1)[:tokens] for x in _each(one_chunk, chunks))
-    if head.sharded:
-        best = jax.lax.pmax(maximum, "tensor")
-        total = jax.lax.psum(total * jnp.exp(maximum - best), "tensor")
-        argmax = jax.lax.pmin(jnp.where(maximum == best, argmax, head.vocab), "tensor")
-        at_target, maximum = jax.lax.psum(at_target, "tensor"), best
-    log_z = maximum + jnp.log(total)
-    correct = (argmax == targets.reshape(-1)).astype(jnp.float32)
-    return tuple(x.reshape(shape) for x in (at_target - log_z, log_z, correct))
+def _gradient_axes(head: Head, wanted: tuple[bool, ...]) -> tuple:
+    """Of the gradients of hidden, kernel and bias as they leave `_local_backward`."""
+    kernel = (head.embed, "vocab")[:: -1 if head.transposed else 1] if wanted[0] else ()
+    return (*head.axes[:2], None), kernel, ("vocab",) if wanted[1] else ()
 
 
-def _local_backward(head: _Head, wanted: tuple[bool, ...], hidden, kernel, bias, targets, log_z, d_log_probs, d_log_z):
+def _like(gradients, *arrays) -> list:
+    return [None if g is None else g.astype(x.dtype) for g, x in zip(gradients, arrays, strict=True)]
+
+
+def _local_forward(head: Head, hidden, kernel, bias, targets):
+    """One device's rows, over all parts of the vocabulary."""
+    product = Product(head, kernel, bias)
+    chunks = cut(head, hidden.reshape(targets.size, -1)), cut(head, targets.reshape(-1))
+    found = each(lambda chunk: product.look(chunk[1], product.logits(chunk[0])[0]), chunks)
+    return tuple(x.reshape(-1)[: targets.size].reshape(targets.shape) for x in found)
+
+
+def _local_backward(head: Head, wanted: tuple[bool, ...], hidden, kernel, bias, targets, log_z, d_log_probs, d_log_z):
     """Gradients of one device's rows, over its part of the vocabulary, summed over whoever shares them."""
-    tokens, first = targets.size, _first_column(head, kernel)
-    product = _Product(head, kernel, bias, first)
+    product = Product(head, kernel, bias)
 
     def one_chunk(sums, chunk):
-        hidden, targets, log_z, d_log_probs, d_log_z = chunk
-        logits, slope = product.logits(hidden)
-        columns = first + jnp.arange(logits.shape[1], dtype=jnp.int32)
-        d_logits = jnp.exp(logits - log_z[:, None]) * (d_log_z - d_log_probs)[:, None]
-        d_logits += jnp.where(columns == targets[:, None], d_log_probs[:, None], 0.0)
-        d_logits = d_logits if slope is None else d_logits * slope
-        operand = d_logits.astype(head.dtype)
-        d_kernel = sums[0] + product.d_kernel(hidden, operand) if wanted[0] else None
-        d_bias = sums[1] + jnp.sum(d_logits, axis=0) if wanted[1] else None
-        return (d_kernel, d_bias), product.d_hidden(operand)
+        return product.gradients(sums, chunk[0], *product.logits(chunk[0]), *chunk[1:])
 
-    flat = (x.reshape(tokens, *x.shape[2:]) for x in (hidden, targets, log_z, d_log_probs, d_log_z))
-    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)  # noqa: E731
-    sums = (zeros(kernel) if wanted[0] else None, zeros(bias) if wanted[1] else None)
-    (d_kernel, d_bias), d_hidden = _fold(one_chunk, sums, tuple(_cut(head, x) for x in flat))
-    d_hidden = d_hidden.reshape(-1, hidden.shape[-1])[:tokens].reshape(hidden.shape)
+    flat = (x.reshape(targets.size, *x.shape[2:]) for x in (hidden, targets, log_z, d_log_probs, d_log_z))
+    sums, d_hidden = fold(one_chunk, product.zeros(wanted), tuple(cut(head, x) for x in flat))
+    return _summed(head, sums, d_hidden, hidden.shape)
+
+
+def _local_fused(head: Head, z_loss: float, wanted: tuple[bool, ...], hidden, kernel, bias, targets, weights):
+    """Both at once: what is known of each target, and the gradients of `_weighted`."""
+    product = Product(head, kernel, bias)
+
+    def one_chunk(sums, chunk):
+        hidden, targets, weights = chunk
+        logits, slope = product.logits(hidden)
+        found = product.look(targets, logits)
+        log_z = found[1]
+        sums, d_hidden = product.gradients(sums, hidden, logits, slope, targets, log_z, -weights, 2 * z_loss * weights * log_z)
+        return sums, (found, d_hidden.astype(hidden.dtype))
+
+    flat = (x.reshape(targets.size, *x.shape[2:]) for x in (hidden, targets, weights))
+    sums, (found, d_hidden) = fold(one_chunk, product.zeros(wanted), tuple(cut(head, x) for x in flat))
+    found = tuple(x.reshape(-1)[: targets.size].reshape(targets.shape) for x in found)
+    return found, *_summed(head, sums, d_hidden, hidden.shape)
+
+
+def _summed(head: Head, sums, d_hidden, shape):
+    """One device's part of the gradients -> what `_gradient_axes` says."""
+    d_kernel, d_bias = sums
+    d_hidden = d_hidden.reshape(-1, shape[-1])[: math.prod(shape[:-1])].reshape(shape)
     if head.sharded:
         d_hidden = jax.lax.psum(d_hidden, "tensor")
-        d_kernel, d_bias = _sum_over_rows(head, d_kernel, 1 if head.transposed else 0), _sum_over_rows(head, d_bias, None)
+        d_kernel, d_bias = sum_over_rows(head, d_kernel, 1 if head.transposed else 0), sum_over_rows(head, d_bias, None)
     return d_hidden, d_kernel, d_bias
-
-
-class _Product:
-    """The products of one device with its part of the kernel; operands in the compute dtype, sums in float32 (on CPU see `products`)."""
-
-    def __init__(self, head: _Head, kernel: jax.Array, bias: jax.Array | None, first: jax.Array | int):
-        self.head, self.bias, self.first = head, bias, first
-        self.out_dtype = gradient_dtype(head.dtype)
-        self.kernel = kernel
-        # Where bfloat16 into float32 is no faster than float32 (CPU), the logits are multiplied in float32.
-        self.logits_kernel = self.kernel if self.out_dtype == jnp.float32 else self.kernel.astype(jnp.float32)
-        self.width, self.vocab = (0, 1)[:: -1 if head.transposed else 1]  # dims of D and V in the kernel
-
-    def logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """hidden [C, D] -> logits float32 [C, V] and their slope by the uncapped ones (None: 1)."""
-        hidden = hidden.astype(self.head.dtype).astype(self.logits_kernel.dtype)
-        logits = _dot(hidden, self.logits_kernel, 1, self.width, jnp.dtype("float32"))
-        if self.bias is not None:
-            logits += self.bias.astype(jnp.float32)
-        slope = None
-        if self.head.softcap is not None:
-            ratio = jnp.tanh(logits / self.head.softcap)
-            logits, slope = self.head.softcap * ratio, 1 - jnp.square(ratio)
-        if self.head.padded:
-            logits = jnp.where(self.first + jnp.arange(logits.shape[1]) < self.head.vocab, logits, MASKED)
-        return logits, slope
-
-    def d_hidden(self, d_logits: jax.Array) -> jax.Array:
-        """[C, V] -> float32 [C, D]."""
-        return _dot(d_logits, self.kernel, 1, self.vocab, self.out_dtype).astype(jnp.float32)
-
-    def d_kernel(self, hidden: jax.Array, d_logits: jax.Array) -> jax.Array:
-        """[C, D], [C, V] -> float32, in the kernel's layout."""
-        pair = (hidden.astype(self.head.dtype), d_logits)
-        return _dot(*(pair[::-1] if self.head.transposed else pair), 0, 0, self.out_dtype).astype(jnp.float32)
-
-
-def _dot(a: jax.Array, b: jax.Array, a_dim: int, b_dim: int, out_dtype: jnp.dtype) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((a_dim,), (b_dim,)), ((), ())), preferred_element_type=out_dtype)
-
-
-def _first_column(head: _Head, kernel: jax.Array) -> jax.Array | int:
-    """The vocabulary index of this device's first column."""
-    return jax.lax.axis_index("tensor") * kernel.shape[0 if head.transposed else 1] if head.sharded else 0
-
-
-def _sum_over_rows(head: _Head, x: jax.Array | None, width: int | None) -> jax.Array | None:
-    """Sums a gradient over the devices that hold other rows; its dim `width` (D) leaves cut as it is stored, where that divides."""
-    if x is None:
-        return None
-    names = [name for logical in head.axes[:2] if logical for name in rules.mesh_axes(logical)]
-    scattered = rules.mesh_axes(head.axes[2], TABLE) if width is not None and head.axes[2] else ()
-    whole = tuple(name for name in names if name not in scattered)
-    for name in scattered:
-        x = jax.lax.psum_scatter(x, name, scatter_dimension=width, tiled=True)
-    return jax.lax.psum(x, whole) if whole else x  # of what is left
-
-
-def _cut(head: _Head, x: jax.Array) -> jax.Array:
-    """[tokens, ...] -> [chunks, chunk, ...], padded with zeros: a zero cotangent trains nothing."""
-    x = jnp.pad(x, [(0, -x.shape[0] % head.chunk)] + [(0, 0)] * (x.ndim - 1))
-    return x.reshape(-1, head.chunk, *x.shape[1:])
-
-
-def _each(f, chunks):
-    """`f` of every chunk, without a loop where there is one."""
-    if chunks[0].shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], f(tuple(x[0] for x in chunks)))
-    return jax.lax.map(f, chunks)
-
-
-def _fold(f, carry, chunks):
-    """`jax.lax.scan`, without a loop where there is one chunk."""
-    if chunks[0].shape[0] == 1:
-        carry, out = f(carry, tuple(x[0] for x in chunks))
-        return carry, out[None]
-    return jax.lax.scan(f, carry, chunks)

@@ -68,7 +68,7 @@ def _gathered_forward(axis, rule, q, k, v, queries, keys, heads):
 def _gathered_backward(axis, rule, saved, d_out):
     q, k, v, queries, keys, heads, out, log_total = saved
     local, (all_k, all_v, all_keys) = whole_chunks(rule, q.shape[3]), _all_keys(axis, k, v, keys)
-    delta = blockwise.row_delta(out, d_out)
+    d_out, delta = blockwise.row_delta(out, d_out, k.shape[1])
     dq, *d_all = blockwise.gradients(local, q, all_k, all_v, queries, all_keys, heads, d_out, log_total, delta)
     dk, dv = (jax.lax.psum_scatter(x, axis, scatter_dimension=2, tiled=True) for x in d_all)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
@@ -105,7 +105,7 @@ def _ring_forward(axis, rule, q, k, v, queries, keys, heads):
 def _ring_backward(axis, rule, saved, d_out):
     q, k, v, queries, keys, heads, out, log_total = saved
     local = whole_chunks(rule, q.shape[3])
-    delta = blockwise.row_delta(out, d_out)
+    d_out, delta = blockwise.row_delta(out, d_out, k.shape[1])
 
     def visit(carry, _):
         dq, guests, d_guests = carry

@@ -24,8 +24,9 @@ def objective(config: ConfigDict, model: Model) -> train.Objective:
 
     def loss(params, frozen, batch, rng):
         hidden = setup.forward(model, params, batch, kind=kind, rng=rng if dropout else None)
-        found = model.log_probs(params, hidden, batch["targets"])
-        return cross_entropy(found.log_probs, found.log_z, batch["weights"], correct=found.correct, z_loss=z_loss)
+        weights = batch["weights"]
+        fused, found = model.fused_cross_entropy(params, hidden, batch["targets"], weights, z_loss=z_loss)
+        return cross_entropy(found.log_probs, found.log_z, weights, correct=found.correct, z_loss=z_loss, fused=fused)
 
     return train.Objective(loss, lambda batch: cross_entropy_totals(batch["weights"]))
 

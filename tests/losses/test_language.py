@@ -59,3 +59,17 @@ def test_low_precision_inputs_are_summed_in_float32():
     log_probs = jnp.full((1, 4096), -1.0, jnp.bfloat16)
     terms, _ = cross_entropy(log_probs, log_probs, jnp.ones((1, 4096), jnp.float32))
     assert terms["cross_entropy"].sum.dtype == jnp.float32 and float(terms["cross_entropy"].sum) == 4096
+
+
+def test_a_fused_objective_keeps_the_terms_and_has_the_whole_gradient():
+    log_probs, log_z, weights, _ = draw()
+
+    def terms(fused):
+        return cross_entropy(log_probs, log_z, weights, z_loss=1e-2, fused=fused)[0]
+
+    objective = lambda terms: sum(term.sum * term.coefficient for term in terms.values())  # noqa: E731
+    plain = terms(None)
+    assert {name: float(term.sum) for name, term in terms(objective(plain)).items()} == pytest.approx(
+        {name: float(term.sum) for name, term in plain.items()}, rel=1e-6
+    )
+    assert float(jax.grad(lambda fused: objective(terms(fused)))(objective(plain))) == 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.ops.logprobs import token_log_probs
+from jaxllm.ops.logprobs import fused_cross_entropy, token_log_probs
 from jaxllm.parallel.mesh import make_mesh
 
 B, T, D = 4, 12, 8
@@ -58,6 +58,27 @@ def ours(hidden, kernel, bias, targets, cotangents, transposed=False, dtype=jnp.
     return values, [grads["hidden"], grads["kernel"].T if transposed else grads["kernel"], grads.get("bias")]
 
 
+def fused(hidden, kernel, bias, targets, weights, z_loss, transposed=False, dtype=jnp.float32, **how):
+    """Half of the fused loss, its gradients, and the LogProbs beside it."""
+    floats = {"hidden": hidden, "kernel": kernel.T if transposed else kernel} | ({} if bias is None else {"bias": bias})
+    floats = {name: jnp.asarray(x, dtype) for name, x in floats.items()}
+    targets, weights = jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32)
+
+    def loss(floats, targets, weights):
+        how_so = how | {"transposed": transposed, "bias": floats.get("bias"), "z_loss": z_loss}
+        total, found = fused_cross_entropy(floats["hidden"], floats["kernel"], targets, weights, **how_so)
+        return total / 2 + jnp.sum(found.log_z), (total, found)  # what is found carries no gradient
+
+    (_, (total, values)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)(floats, targets, weights)
+    return total, (values, [grads["hidden"], grads["kernel"].T if transposed else grads["kernel"], grads.get("bias")])
+
+
+def fused_in_numpy(hidden, kernel, bias, targets, weights, z_loss, softcap=None):
+    log_probs, log_z, _ = in_numpy(hidden, kernel, bias, targets, np.zeros((2, *targets.shape)), softcap)[0]
+    total = np.sum(weights * (z_loss * log_z**2 - log_probs))
+    return total, in_numpy(hidden, kernel, bias, targets, np.stack([-weights, 2 * z_loss * weights * log_z]) / 2, softcap)
+
+
 def agree(got, expected, atol=1e-5):
     for a, b in zip([*got[0], *got[1]], [*expected[0], *expected[1]], strict=True):
         if a is not None:
@@ -90,6 +111,49 @@ def test_sharded_is_unsharded(sizes, vocab, transposed):
     agree(got, in_numpy(*case, softcap=3.0))
 
 
+@pytest.mark.parametrize(
+    ("vocab", "bias", "softcap", "z_loss", "how"),
+    [
+        (37, False, None, 0.0, {}),
+        (37, True, 2.0, 1e-2, {"transposed": True}),
+        (64, False, 2.0, 1e-2, {"chunk": 5}),
+        (37, True, None, 0.0, {"chunk": 5, "transposed": True}),
+    ],
+)
+def test_the_fused_loss_is_that_of_numpy(vocab, bias, softcap, z_loss, how):
+    *case, weights = make(vocab, bias)
+    got, expected = fused(*case, weights[0], z_loss, softcap=softcap, **how), fused_in_numpy(*case, weights[0], z_loss, softcap)
+    assert float(got[0]) == pytest.approx(expected[0], rel=1e-5)
+    agree(got[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "transposed"),
+    [
+        (MESHES[0], (37, True, 8), False),
+        (MESHES[1], (64, True, 8), True),
+        (MESHES[2], (37, True, 8), True),
+        (MESHES[0], (37, False, 3, 5), False),
+    ],
+    ids=str,
+)
+def test_the_fused_loss_sharded_is_unsharded(sizes, shape, transposed):
+    *case, weights = make(*shape)
+    with jax.set_mesh(make_mesh(sizes)):
+        got = fused(*case, weights[0], 1e-2, softcap=3.0, chunk=7, transposed=transposed)
+    expected = fused_in_numpy(*case, weights[0], 1e-2, 3.0)
+    assert float(got[0]) == pytest.approx(expected[0], rel=1e-5)
+    agree(got[1], expected[1])
+
+
+def test_the_fused_loss_has_no_gradient_by_its_weights():
+    hidden, kernel, targets = jnp.ones((1, 2, D)), jnp.ones((D, 5)), jnp.zeros((1, 2), jnp.int32)
+    with pytest.raises(ValueError, match="no gradient by its weights"):
+        jax.grad(lambda weights: fused_cross_entropy(hidden, kernel, targets, weights)[0])(jnp.ones((1, 2)))
+    with pytest.raises(ValueError, match=r"weights \(2,\) do not belong"):
+        fused_cross_entropy(hidden, kernel, targets, jnp.ones(2))
+
+
 def test_rows_and_length_that_the_mesh_does_not_divide():
     case = make(37, batch=3, length=5)
     with jax.set_mesh(make_mesh({"fsdp": 2, "context": 2, "tensor": 2})):
@@ -108,9 +172,12 @@ def test_the_kernels_gradient_leaves_cut_as_it_is_stored():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("size", [0.0, 1e4])
-def test_extreme_logits_are_finite(dtype, size):
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_extreme_logits_are_finite(dtype, size, is_fused):
     hidden, kernel, _, targets, cotangents = make(37)
-    values, grads = ours(hidden * size, kernel, None, targets, cotangents, dtype=dtype, chunk=16)
+    case = (hidden * size, kernel, None, targets)
+    how = {"dtype": dtype, "chunk": 16}
+    values, grads = fused(*case, cotangents[0], 0.0, **how)[1] if is_fused else ours(*case, cotangents, **how)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in [*values, *grads[:2]])
     assert (np.asarray(values.log_probs) <= 0).all()
 
@@ -140,18 +207,25 @@ def test_a_token_of_weight_zero_trains_nothing():
     np.testing.assert_array_equal(grads[1], ours(hidden, kernel, None, targets, cotangents, chunk=5)[1][1])
 
 
-def test_it_can_be_rematerialised_and_scanned():
+def by_token(hidden, kernel, targets, chunk):
+    return -jnp.sum(token_log_probs(hidden, kernel, targets, chunk=chunk).log_probs)
+
+
+def by_loss(hidden, kernel, targets, chunk):
+    return fused_cross_entropy(hidden, kernel, targets, jnp.ones(targets.shape), chunk=chunk)[0]
+
+
+@pytest.mark.parametrize("loss", [by_token, by_loss])
+def test_it_can_be_rematerialised_and_scanned(loss):
     case = make(37)
     hidden, kernel, targets = jnp.asarray(case[0], jnp.float32), jnp.asarray(case[1], jnp.float32), jnp.asarray(case[3], jnp.int32)
 
-    def loss(kernel, hidden, targets):
-        return jnp.sum(token_log_probs(hidden, kernel, targets, chunk=5).log_probs)
-
     def by_row(kernel):
-        body = jax.checkpoint(lambda total, row: (total + loss(kernel, row[0][None], row[1][None]), None))
+        body = jax.checkpoint(lambda total, row: (total + loss(row[0][None], kernel, row[1][None], 5), None))
         return jax.lax.scan(body, 0.0, (hidden, targets))[0]
 
-    np.testing.assert_allclose(jax.jit(jax.grad(by_row))(kernel), jax.jit(jax.grad(loss))(kernel, hidden, targets), atol=1e-5)
+    whole = jax.jit(jax.grad(lambda kernel: by_token(hidden, kernel, targets, 5)))(kernel)
+    np.testing.assert_allclose(jax.jit(jax.grad(by_row))(kernel), whole, atol=1e-5)
 
 
 def largest_array(compiled):
@@ -167,29 +241,29 @@ def abstract(vocab, tokens):
     )
 
 
-def test_the_logits_are_never_held():
+@pytest.mark.parametrize("loss", [by_token, by_loss])
+def test_the_logits_are_never_held(loss):
     vocab, tokens, chunk = 1000, 512, 32
 
-    def loss(hidden, kernel, targets):
-        return jnp.sum(token_log_probs(hidden, kernel, targets, chunk=chunk).log_probs)
-
-    def plain(hidden, kernel, targets):
+    def plain(hidden, kernel, targets, chunk):
         return jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), targets[..., None], -1))
 
-    ours, theirs = (jax.jit(jax.grad(f, (0, 1))).lower(*abstract(vocab, tokens)).compile() for f in (loss, plain))
+    def compiled(f):
+        return jax.jit(jax.grad(f, (0, 1)), static_argnums=3).lower(*abstract(vocab, tokens), chunk).compile()
+
+    ours, theirs = compiled(loss), compiled(plain)
     assert largest_array(theirs) >= tokens * vocab  # the check sees such an array where there is one
     assert largest_array(ours) <= chunk * vocab
     assert ours.memory_analysis().temp_size_in_bytes < 4 * tokens * vocab / 2 < theirs.memory_analysis().temp_size_in_bytes
 
 
-def test_a_frozen_kernel_costs_no_product():
-    def loss(hidden, kernel, targets):
-        return jnp.sum(token_log_probs(hidden, kernel, targets, chunk=32).log_probs)
-
+@pytest.mark.parametrize(("loss", "expected"), [(by_token, 4), (by_loss, 3)])
+def test_products_and_none_of_them_for_a_frozen_kernel(loss, expected):
     def products(*argnums):
-        return jax.jit(jax.grad(loss, argnums)).lower(*abstract(96, 128)).as_text().count("dot_general")
+        gradient = jax.jit(jax.grad(loss, argnums), static_argnums=3)
+        return gradient.lower(*abstract(96, 128), 32).as_text().count("dot_general")
 
-    assert products(0, 1) == products(0) + 1 == 4
+    assert products(0, 1) == products(0) + 1 == expected
 
 
 def test_shapes_that_do_not_belong_together():
