@@ -47,16 +47,18 @@ def make_filters(said: str | Mapping[str, Any] | None) -> dict[str, float]:
       said: None or "none", "codex" (all four), or a mapping from filter to threshold (None or False: off; for `generated`, True).
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, or a threshold that is no number.
     """
     if not said or said == "none":
         return {}
     if said == "codex":
         return dict(CODEX)
-    if isinstance(said, str):
+    if not isinstance(said, Mapping):
         raise ValueError(f"Unknown data.filters {said!r}. Choose from: none, codex, or a mapping of {', '.join(FILTERS)}.")
     if unknown := sorted(set(said) - set(FILTERS)):
         raise ValueError(f"Unknown filter {unknown[0]!r} in data.filters. Choose from: {', '.join(FILTERS)}.")
+    if bad := [name for name, limit in said.items() if not isinstance(limit, int | float | None)]:
+        raise ValueError(f"data.filters.{bad[0]}={said[bad[0]]!r} is not a number. Codex has {CODEX[bad[0]]:g}.")
     return {name: float(limit) for name, limit in sorted(said.items()) if limit is not None and limit is not False}
 
 

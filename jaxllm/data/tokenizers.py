@@ -239,6 +239,12 @@ SPEC_KEYS = {
     "sentencepiece": ("path", "vocab_size", "model_type", "user_symbols", "sample_bytes", "character_coverage"),
     "tokenizer.json": ("path", "eos", "bos", "pad"),
 }
+SPEC_KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # of the keys that are no words
+    "vocab_size": ((int,), "a whole number"),
+    "sample_bytes": ((int,), "a whole number"),
+    "character_coverage": ((int, float), "a number"),
+    "user_symbols": ((list, tuple), "a list of words"),
+}
 
 
 def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,7 +254,7 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
       spec: `kind` and the keys of `SPEC_KEYS[kind]`; a sentencepiece spec without `path` asks `prepare` to train one.
 
     Raises:
-      ValueError: an unknown kind or key, or neither a path nor a vocabulary size.
+      ValueError: an unknown kind or key, a value of the wrong kind, or neither a path nor a vocabulary size.
     """
     clean = {key: value for key, value in dict(spec).items() if value is not None and value != "" and value != ()}
     kind = clean.get("kind")
@@ -258,6 +264,10 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(clean) - every)
     if unknown:
         raise ValueError(f"Unknown key data.tokenizer.{unknown[0]}. Choose from: {', '.join(sorted(every))}.")
+    for key, value in clean.items():
+        kinds, words = SPEC_KINDS.get(key, ((str,), "a word"))
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"data.tokenizer.{key}={value!r} is not {words}.")
     clean = {key: value for key, value in clean.items() if key in ("kind", *SPEC_KEYS[kind])}
     if kind == "bytes":
         return clean

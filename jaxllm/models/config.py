@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 # The choices of every field that has some; the error messages and the documentation are made from here.
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -96,6 +96,7 @@ class ModelConfig:
 
     def __post_init__(self):
         fill = object.__setattr__
+        _check_kinds(self)
         fill(self, "layer_pattern", tuple(self.layer_pattern))
         scaling = _scaling(_as_dict(self.rope_scaling), self.max_positions)
         fill(self, "rope_scaling", None if not scaling else tuple(sorted((k, _frozen(v)) for k, v in scaling.items())))
@@ -173,10 +174,27 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
+
+
+def _check_kinds(config: ModelConfig) -> None:
+    for field in dataclasses.fields(config):
+        value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
+        kind = next((kind for kind in KINDS if kind in kinds), None)
+        whole = type(value) is int and kind is float  # a whole number is a number, True is neither
+        bad = None if kind is None or type(value) in kinds or whole else KINDS[kind]
+        if field.name == "layer_pattern" and not isinstance(value, list | tuple):
+            bad = "a list of layer kinds"
+        if field.name == "rope_scaling" and not (value is None or isinstance(value, tuple) or hasattr(value, "items")):
+            bad = "a table or None"
+        if bad:
+            raise ValueError(f"model.{field.name}={value!r} is not {bad}.")
+
+
 def _check_sizes(config: ModelConfig) -> None:
     for name in ("vocab_size", "num_layers", "width", "num_heads", "mlp_width", "num_kv_heads", "head_dim", "max_positions"):
         value = getattr(config, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value is not None and value < 1:
             raise ValueError(f"model.{name}={value!r} is not a size. Give a whole number >= 1.")
     if config.head_dim is None and config.width % config.num_heads:
         good = [n for n in range(1, config.width + 1) if config.width % n == 0]
@@ -224,7 +242,7 @@ def _check_positions(config: ModelConfig) -> None:
         )
     for name in ("rope_theta", "local_rope_theta"):
         theta = getattr(config, name)
-        if theta is not None and not (isinstance(theta, int | float) and theta > 0):
+        if theta is not None and not theta > 0:
             raise ValueError(f"model.{name}={theta!r} is not a base of frequencies. Give a number above 0, such as 10000.")
     scaling = config.rope_scaling_dict
     if scaling is not None:

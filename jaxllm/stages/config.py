@@ -179,7 +179,7 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = N
         elif key in KEYS:
             given[key] = convert(key, value, KEYS[key])
         elif key in model_fields():
-            given[key] = _model_value(key, _literal(value))
+            given[key] = _literal(value)
         else:
             raise ValueError(f"Unknown config key {key!r}. {nearest(key, [*KEYS, *model_fields()])}")
     if given.get("depth") is not None:
@@ -216,20 +216,6 @@ def _check_regexes(key: str, patterns: Sequence[Any]) -> None:
             raise ValueError(
                 f"{key} has {pattern!r}, which is no regular expression ({error}). {_meaning(key)}; write \\( for a bracket."
             ) from None
-
-
-def _model_value(key: str, value: Any) -> Any:
-    """A ModelConfig field's value; a switch must be True or False, a number a number.
-
-    Raises:
-      ValueError: it is not.
-    """
-    default = next(f.default for f in dataclasses.fields(ModelConfig) if f"model.{f.name}" == key)
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise ValueError(f"{key}={value!r} is not True or False.")
-    if isinstance(default, float) and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"{key}={value!r} is not a number.")
-    return float(value) if isinstance(default, float) and isinstance(value, int) else value
 
 
 def _from_depth(num_layers: int, flat: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

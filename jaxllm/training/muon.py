@@ -57,7 +57,12 @@ def scale_by_muon(
       rms: each update is scaled by rms * sqrt(max(rows, columns)), to the size of adamw's (0.2: arXiv 2502.16982, eq. 4), so that adamw's
         learning rate and weight decay carry over. None: sqrt(max(1, columns / rows)), the fan-out over the fan-in (Jordan et al. 2024).
       momentum_dtype: what the momentum is stored in; None: as what `init` is given.
+
+    Raises:
+      ValueError: no iterations at all.
     """
+    if ns_steps < 1:
+        raise ValueError(f"Muon with ns_steps={ns_steps} makes nothing orthogonal. Give 1 or more; 5 is usual.")
 
     def init(params):
         return MuonState(jax.tree.map(lambda p: jnp.zeros(p.shape, momentum_dtype or p.dtype), params))

@@ -73,9 +73,11 @@ def make_schedule(name: str, peak: float, *, steps: int, warmup: float = 0, **op
     """
     shape = choose(SCHEDULES, name, "schedule")
     check_options(shape, options, f"The schedule {name!r}", fixed=("step", "warmup", "steps"))
-    rises = round(warmup * steps) if 0 < warmup < 1 else int(warmup)
-    if not 0 <= rises <= steps:
-        raise ValueError(f"A warm-up of {warmup} steps does not fit a run of {steps}. Give 0 to {steps}, or a share between 0 and 1.")
+    rises = round(warmup * steps) if 0 < warmup < 1 else warmup
+    if not 0 <= rises <= steps or rises != int(rises):
+        raise ValueError(
+            f"A warm-up of {warmup} steps does not fit a run of {steps}. Give a whole number from 0 to {steps}, or a share between 0 and 1."
+        )
 
     def schedule(step: jax.Array | int) -> jax.Array:
         now = jnp.asarray(step, jnp.float32)

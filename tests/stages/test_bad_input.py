@@ -64,8 +64,28 @@ MISTAKES = {
     ),
     "a seed past 32 bits": ([f"--config.seed={1 << 32}"], "seed=4294967296 must be at least 0 and less than 2**32"),
     "a share of decay past all": (["--config.schedule.name=wsd", "--config.schedule.decay=3"], "schedule.decay=3.0 must be at least 0"),
+    "half a step of warm-up": (
+        ["--config.schedule.warmup=1.5"],
+        "A warm-up of 1.5 steps does not fit a run of 4. Give a whole",
+    ),
+    "an option of words": (["--config.optimizer.options.b1=x"], "'adamw' has b1='x', which is not a number (default: 0.9)"),
+    "nothing orthogonal": (
+        ["--config.optimizer.name=muon", "--config.optimizer.options.ns_steps=0"],
+        "Muon with ns_steps=0 makes nothing orthogonal. Give 1 or more",
+    ),
+    "a vocabulary of words": (
+        ["--config.data.tokenizer={'kind': 'sentencepiece', 'vocab_size': 'x'}"],
+        "data.tokenizer.vocab_size='x' is not a whole number",
+    ),
+    "symbols that are no list": (
+        ["--config.data.tokenizer={'kind': 'sentencepiece', 'vocab_size': 300, 'user_symbols': 5}"],
+        "data.tokenizer.user_symbols=5 is not a list of words",
+    ),
+    "filters that are a number": (["--config.data.filters=5"], "Unknown data.filters 5. Choose from: none, codex"),
+    "a filter without a threshold": (["--config.data.filters={'generated': 'x'}"], "data.filters.generated='x' is not a number"),
+    "a cap of words": (["--config.model.attention_softcap=abc"], "model.attention_softcap='abc' is not a number"),
     "a chunk below none": (["--config.model.logprobs_chunk=-1"], "model.logprobs_chunk=-1 must be 0 or more"),
-    "a base of nothing": (["--config.model.rope_theta=0"], "model.rope_theta=0.0 is not a base of frequencies"),
+    "a base of nothing": (["--config.model.rope_theta=0"], "model.rope_theta=0 is not a base of frequencies"),
     "a second decay that is none": (["--config.optimizer.b2=-0.5"], "optimizer.b2=-0.5 must be at least 0 and less than 1"),
     "an unknown dtype of moments": (
         ["--config.optimizer.mu_dtype=bf16"],
