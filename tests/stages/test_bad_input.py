@@ -66,7 +66,7 @@ MISTAKES = {
     "a share of decay past all": (["--config.schedule.name=wsd", "--config.schedule.decay=3"], "schedule.decay=3.0 must be at least 0"),
     "half a step of warm-up": (
         ["--config.schedule.warmup=1.5"],
-        "A warm-up of 1.5 steps does not fit a run of 4. Give a whole",
+        "A warm-up of 1.5 steps does not fit a run of 2. Give a whole",
     ),
     "an option of words": (["--config.optimizer.options.b1=x"], "'adamw' has b1='x', which is not a number (default: 0.9)"),
     "nothing orthogonal": (
