@@ -8,10 +8,11 @@ PYTHON311 ?= $(call find,3.11)
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = .venv
 ORACLE = .venv-3.11
+TPU = .venv-tpu
 PY = $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint format oracle smoke bench clean
+.PHONY: help setup demo test lint format oracle smoke aot bench clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,7 +28,7 @@ demo: $(VENV)/.ready  ## the main job: a small code model from raw text to repor
 	@$(VENV)/bin/jaxllm demo --workdir demo
 
 test: $(VENV)/.ready  ## all tests, on eight faked devices
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --ignore tests/oracle tests
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --ignore tests/oracle --ignore tests/tpu tests
 
 lint: $(VENV)/.ready  ## format, style, layers, types
 	$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(VENV)/bin/lint-imports && $(PY) -m mypy
@@ -46,8 +47,15 @@ oracle: $(ORACLE)/.ready  ## parity with the reference implementations (installs
 smoke: $(ORACLE)/.ready  ## a short run of everything on the other supported Python
 	$(ORACLE)/bin/python -m pytest -m "not oracle" tests/smoke
 
+$(TPU)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(TPU) with the TPU compiler ..."
+	@$(PYTHON) -m venv $(TPU) && $(TPU)/bin/python $(PIP) -e ".[dev,tpu]" && touch $@
+
+aot: $(TPU)/.ready  ## compiles the train step for TPUs that are not there (installs libtpu)
+	JAX_PLATFORMS=cpu $(TPU)/bin/python -m pytest tests/tpu
+
 bench: $(VENV)/.ready  ## speed and memory beside the peers; needs a quiet machine
 	$(PY) -m benchmarks.run
 
 clean:  ## removes what the other targets made
-	rm -rf $(VENV) $(ORACLE) .cache demo build *.egg-info
+	rm -rf $(VENV) $(ORACLE) $(TPU) .cache demo build *.egg-info

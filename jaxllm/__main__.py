@@ -38,6 +38,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 def _pretrain(parser: argparse.ArgumentParser) -> None:
     _configured(parser, workdir=False)
     parser.add_argument("--check", action="store_true", help="check the config by shapes alone; nothing runs")
+    parser.add_argument("--canary", type=int, metavar="N", help="compare N updates with fast compiler flags and with none; nothing is kept")
     parser.add_argument("--presets", action=_Presets, nargs=0, help="list the model presets and exit")
     parser.epilog = _keys_help(SHARED)
 
@@ -61,6 +62,15 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", required=True, metavar="NAME", help="v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:8x8, tpu7x:4x4x4, ...")
     parser.add_argument("--num-slices", type=int, default=1, metavar="N", help="slices of that shape, joined by DCN (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="also write everything here")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with pictures here")
+    parser.add_argument(
+        "--search",
+        type=int,
+        nargs="?",
+        const=12,
+        metavar="N",
+        help="compile at most N (default: 12) choices of remat, microbatches and parallel.tensor for the fastest that fits",
+    )
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
@@ -148,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one stage; returns its exit code."""
     parser = build_parser()
     args, overrides = parser.parse_known_args(argv)
-    if args.stage in TRAINS and not args.workdir and not args.check:
-        parser.error("--workdir is needed (or --check, to check the config alone)")
+    if args.stage in TRAINS and not (args.workdir or args.check or args.canary is not None):
+        parser.error("--workdir is needed (or --check or --canary, which keep nothing)")
     quiet_environment()
     try:
         for place in [getattr(args, "workdir", None) or ".", *getattr(args, "workdirs", [])]:

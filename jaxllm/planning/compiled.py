@@ -5,15 +5,17 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from jaxllm.parallel import rules
-from jaxllm.planning.hlo import Collective, Instruction, Module, shape_bytes
+from jaxllm.planning.hlo import KINDS, Collective, Instruction, Module, shape_bytes
 
+OPERATIONS = ("fusion", "custom-call", "dot", "convolution", "copy", "while", "sort", "scatter", "gather", *KINDS)
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 LARGE = 1 << 20  # bytes from which on a replicated array is named
 
 
@@ -46,6 +48,7 @@ class Compiled:
       replicated: (name of an argument, bytes) of arrays of 1 MiB and more that every device holds whole.
       largest: temporaries by size.
       gathered_calls: names of custom calls that an all-gather feeds.
+      operations: HLO operation -> how many a step runs, loops counted by their trips.
     """
 
     name: str
@@ -56,6 +59,22 @@ class Compiled:
     replicated: list[tuple[str, int]]
     largest: list[Tensor]
     gathered_calls: list[str]
+    operations: dict[str, int]
+
+
+class OutOfMemory(Exception):
+    """The compiler found no way to lay a program out in the memory of a device.
+
+    Attributes:
+      total: bytes of one device that it would need.
+      largest: none; the compiler does not name them.
+    """
+
+    largest: tuple[Tensor, ...] = ()
+
+    def __init__(self, total: int) -> None:
+        super().__init__(f"{total} bytes of one device")
+        self.total = total
 
 
 def compile_program(
@@ -64,7 +83,6 @@ def compile_program(
     arguments: tuple[Any, ...],
     mesh: Mesh,
     groups: Callable[[str], str],
-    options: Mapping[str, Any] | None = None,
 ) -> Compiled:
     """Compiles a program for the devices of `mesh` and reads what came out.
 
@@ -74,11 +92,20 @@ def compile_program(
       arguments: trees of ShapeDtypeStructs with shardings over `mesh`.
       mesh: its devices may be a topology's.
       groups: name of an argument's leaf ("0/params/head/kernel") -> its memory group.
-      options: of the compiler.
+
+    Raises:
+      OutOfMemory: it does not fit.
     """
     begin = time.monotonic()
     with rules.under(mesh.abstract_mesh):
-        executable = function.lower(*arguments).compile(compiler_options=dict(options or {}))
+        lowered = function.lower(*arguments)
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", str(error))
+        if found is None:
+            raise
+        raise OutOfMemory(int(float(found[1]) * UNITS[found[2]])) from error
     return read(name, executable, arguments, mesh, groups, time.monotonic() - begin)
 
 
@@ -107,7 +134,16 @@ def read(name: str, executable: Any, arguments: Any, mesh: Mesh, groups: Callabl
         ],
         largest=sorted({tensor for _, tensor in stacked} | set(_results(module)), reverse=True)[:20],
         gathered_calls=sorted(_gathered_calls(module)),
+        operations=_operations(module),
     )
+
+
+def _operations(module: Module) -> dict[str, int]:
+    """What a step runs, other than what only names or moves a value within a computation."""
+    counted: collections.Counter[str] = collections.Counter()
+    for times, _, instruction in module.instructions():
+        counted[instruction.operation] += times
+    return {name: counted[name] for name in OPERATIONS if counted[name]}
 
 
 def _local_bytes(leaf: Any) -> int:

@@ -23,7 +23,7 @@ class Chip(NamedTuple):
     Attributes:
       torus: dims of its network.
       devices: JAX devices in a chip.
-      hbm: bytes of memory of a device.
+      hbm: bytes of a device's memory that a program can have, as libtpu 0.0.52 gives them in its refusals.
       ici_rate: bytes/s that a chip sends into its slice's network over all links, one way.
       dcn_rate: bytes/s that a chip sends between slices; None: not published.
       config: how the compiler calls the chip's cores in use.
@@ -41,11 +41,11 @@ class Chip(NamedTuple):
 # the all-reduce bandwidth of a pod, 1.1 PB/s, over its 4096 chips. DCN: of a chip (v5p 50, v6e and tpu7x 100 Gbit/s); v5e: 6.4 Tbit/s of a
 # pod over its 256 chips.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(3, 1, 32 * GiB, 1.1e15 / 4096, None, "megacore"),
-    "v5e": Chip(2, 1, 16 * GiB, 200e9, 6.4e12 / 256 / 8),
-    "v5p": Chip(3, 1, 95 * GiB, 600e9, 50e9 / 8, "megacore"),
-    "v6e": Chip(2, 1, 32 * GiB, 400e9, 100e9 / 8),
-    "tpu7x": Chip(3, 2, 96 * GiB, 600e9, 100e9 / 8),
+    "v4": Chip(3, 1, int(30.75 * GiB), 1.1e15 / 4096, None, "megacore"),
+    "v5e": Chip(2, 1, int(15.75 * GiB), 200e9, 6.4e12 / 256 / 8),
+    "v5p": Chip(3, 1, int(95.73 * GiB), 600e9, 50e9 / 8, "megacore"),
+    "v6e": Chip(2, 1, int(31.24 * GiB), 400e9, 100e9 / 8),
+    "tpu7x": Chip(3, 2, int(94.74 * GiB), 600e9, 100e9 / 8),
 }
 HOST = (2, 2, 1)  # chips of one host, by dim
 

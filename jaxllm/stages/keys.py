@@ -102,6 +102,8 @@ SHARED: dict[str, Key] = {
     "log.tensorboard": Key(True, bool, "write TensorBoard events", resume=True),
     "log.wandb": Key(None, str, "a Weights & Biases project to log to (extra: wandb)", resume=True),
     "onednn": Key("auto", str, "CPU only: oneDNN for large products (on), not (off), or for runs of 200 steps and more (auto)"),
+    "xla.flags": Key("fast", str, "compiler flags: fast (those of parallel/flags.py for the device) or none", resume=True),
+    "xla.options": Key({}, dict, "compiler options by name; they win over xla.flags", resume=True),
     "profile.start": Key(0, int, "first update of the profiler window; 0: no profile", resume=True),
     "profile.steps": Key(3, int, "updates in the profiler window", resume=True),
 }

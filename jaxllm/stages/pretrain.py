@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxllm.losses.language import cross_entropy, cross_entropy_totals
 from jaxllm.models.model import Model
 from jaxllm.stages import setup, train
+from jaxllm.stages.canary import canary
 from jaxllm.stages.config import load
 
 OBJECTIVES = ("causal",)  # prefix, masked and span objectives come with their rows
@@ -59,4 +60,6 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     config = load(args.config, overrides)
     if args.check:
         return train.check(config, programs)
+    if args.canary is not None:
+        return canary(config, objective, args.canary)
     return train.run("pretrain", config, args.workdir, objective, eval_sums)

@@ -1,7 +1,6 @@
 """Work directories into one page: curves, tables, samples, and where the time went."""
 
 import html
-import io
 import json
 import os
 from argparse import Namespace
@@ -10,17 +9,8 @@ from typing import Any
 
 from etils import epath
 
+from jaxllm.stages.page import curves, table, write
 from jaxllm.training.goodput import goodput
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-td, th { border-bottom: 1px solid var(--line); padding: .25rem .75rem; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-pre { background: #8881; padding: .75rem; overflow-x: auto; white-space: pre-wrap; }
-.prompt { opacity: .6; } figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; background: white; border-radius: 4px; }
-"""
 
 
 def read_jsonl(path: os.PathLike | str) -> list[dict[str, Any]]:
@@ -32,39 +22,6 @@ def read_jsonl(path: os.PathLike | str) -> list[dict[str, Any]]:
         except ValueError:  # half a line, or half a character
             continue
     return records
-
-
-def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
-    """An HTML table; numbers are shown with four significant digits."""
-
-    def cell(value: Any, tag: str = "td") -> str:
-        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        return f"<{tag}>{html.escape(shown)}</{tag}>"
-
-    lines = ["".join(cell(h, "th") for h in head), *("".join(cell(c) for c in row) for row in rows)]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, guides: Mapping[str, float] | None = None, log: bool = False
-) -> str:
-    """One picture (SVG) of several curves over steps, with horizontal guide lines."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for name, (steps, values) in series.items():
-        axes.plot(steps, values, marker="." if len(steps) < 40 else None, label=name, linewidth=1.4)
-    for name, value in (guides or {}).items():
-        axes.axhline(value, linestyle="--", linewidth=1, color="grey", label=name)
-    axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
-    axes.grid(alpha=0.3)
-    if len(series) + len(guides or {}) > 1:
-        axes.legend(frameon=False)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
 
 
 def points(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -140,11 +97,7 @@ def write_report(workdirs: Sequence[os.PathLike | str], output: os.PathLike | st
         if not (folder / "config.json").exists() and not (folder / "metrics.jsonl").exists():
             raise ValueError(f"{folder} is not a work directory: it has no config.json. Give the --workdir of a run.")
     body = "\n<hr>\n".join(section(folder) for folder in folders)
-    title = html.escape(", ".join(folder.name for folder in folders))
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    page = f'<!doctype html><html lang="en">{head}<h1>jaxllm report</h1>{body}</html>'
-    epath.Path(output).write_bytes(page.encode())
-    return os.fspath(output)
+    return write(output, ", ".join(folder.name for folder in folders), f"<h1>jaxllm report</h1>{body}")
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:

@@ -47,6 +47,27 @@ def backend_flags(config: ConfigDict, trains: bool = True) -> str:
     return "oneDNN" if "onednn" in flags else "no oneDNN"
 
 
+def compiler_options(config: ConfigDict, mesh: Any) -> dict[str, str | int | bool]:
+    """What the train step is compiled with on these devices (see `parallel.flags`).
+
+    Raises:
+      ValueError: an unknown value of `xla.flags`, or options that are known to corrupt results.
+    """
+    from jaxllm.parallel import flags
+
+    if config.xla.flags not in ("fast", "none"):
+        raise ValueError(f"Unknown xla.flags={config.xla.flags!r}. Choose one of: fast, none.")
+    devices = list(mesh.devices.flat)
+    return flags.compiler_options(
+        devices[0].device_kind,
+        len({getattr(device, "slice_index", 0) for device in devices}),
+        offload=config.remat == "offload",
+        context=mesh.shape["context"],
+        given=config.xla.options.to_dict(),
+        fast=config.xla.flags == "fast",
+    )
+
+
 def keep_compiled_programs() -> None:
     """Keeps compiled programs between runs, unless the user has said where or has said no."""
     import jax

@@ -233,7 +233,7 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
         workdir.keep_tokenizer(prepared.tokenizer, folder)
     for line in startup_lines(made, state, flags, resumed=feed_state is not None):
         hosts.say(line)
-    update = jit_step(make_update(config, model, made.objective, made.optimizer), state)
+    update = jit_step(make_update(config, model, made.objective, made.optimizer), state, setup.compiler_options(config, mesh))
     every, early = config.eval.every or config.steps, config.early_stopping
     evals = [
         Eval(name, every, functools.partial(_score, made, sums, stream), at_start=True) for name, stream in prepared.streams("eval").items()

@@ -48,7 +48,8 @@ class ProgressSink:
     def write(self, record: Mapping[str, Any]) -> None:
         now, step = self._clock(), record["step"]
         if "name" in record:
-            self._say(f"step {step}  eval {record['name']}  " + _pairs(record))
+            what = "eval " if "loss" in record else ""  # the epochs of the sources are told in the same way
+            self._say(f"step {step}  {what}{record['name']}  " + _pairs(record))
             return
         self._skipped += record.get("skipped") or 0
         note = self._note(record, now)

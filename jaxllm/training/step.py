@@ -1,7 +1,7 @@
 """One update: loss over microbatches, gradients into one accumulator, clipping, skipping, the optimizer, the moving average."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -107,17 +107,18 @@ def make_step(
     return step
 
 
-def jit_step(step: Step, state: TrainState) -> Step:
+def jit_step(step: Step, state: TrainState, compiler_options: Mapping[str, Any] | None = None) -> Step:
     """The compiled step: it takes the old state's memory, keeps the state where it is, and reports the same scalars to every process.
 
     Args:
       step: from `make_step`.
       state: a real or abstract state; only its shardings are read. Call the result under `jax.set_mesh(mesh)`.
+      compiler_options: by name, for this program alone.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     mesh = getattr(state.step.sharding, "mesh", None)
     whole = NamedSharding(mesh, PartitionSpec()) if mesh is not None else state.step.sharding
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=dict(compiler_options or {}) or None)
 
 
 def _accumulate(objective: Callable, learned: Any, batch: Batch, microbatches: int, pin: Callable) -> tuple[Any, Report]:

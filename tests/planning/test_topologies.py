@@ -10,7 +10,7 @@ from jaxllm.planning.topologies import parse
 
 def test_a_name_is_a_slice():
     slices = parse("v5e:16x16", 2)
-    assert slices.num_devices == 512 and str(slices) == "2 x v5e:16x16" and slices.chip.hbm == 16 << 30
+    assert slices.num_devices == 512 and str(slices) == "2 x v5e:16x16" and slices.chip.hbm == 63 << 28  # 15.75 GiB: libtpu keeps a quarter
     assert parse("tpu7x:4x4x4").num_devices == 128  # two devices a chip
 
 

@@ -1,0 +1,78 @@
+"""The parts of a self-contained HTML page: tables and pictures."""
+
+import html
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+td, th { border-bottom: 1px solid var(--line); padding: .25rem .75rem; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+pre { background: #8881; padding: .75rem; overflow-x: auto; white-space: pre-wrap; }
+.prompt { opacity: .6; } figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+"""
+
+
+def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
+    """An HTML table; numbers are shown with four significant digits."""
+
+    def cell(value: Any, tag: str = "td") -> str:
+        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        return f"<{tag}>{html.escape(shown)}</{tag}>"
+
+    lines = ["".join(cell(h, "th") for h in head), *("".join(cell(c) for c in row) for row in rows)]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, guides: Mapping[str, float] | None = None, log: bool = False
+) -> str:
+    """One picture (SVG) of several curves over steps, with horizontal guide lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, (steps, values) in series.items():
+        axes.plot(steps, values, marker="." if len(steps) < 40 else None, label=name, linewidth=1.4)
+    for name, value in (guides or {}).items():
+        axes.axhline(value, linestyle="--", linewidth=1, color="grey", label=name)
+    axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
+    axes.grid(alpha=0.3)
+    if len(series) + len(guides or {}) > 1:
+        axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def bars(sizes: Mapping[str, float], limit: float, unit: str) -> str:
+    """One picture (SVG): a bar made of parts, largest first, against a limit."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.9), layout="constrained")
+    axes, left = figure.subplots(), 0.0
+    for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        axes.barh([0], [size], left=left, label=f"{name}: {size:,.3g} {unit}", edgecolor="white", linewidth=0.6)
+        left += size
+    axes.axvline(limit, color="black", linestyle="--", linewidth=1.2, label=f"there is: {limit:,.3g} {unit}")
+    axes.set(xlim=(0, max(limit, left) * 1.02), yticks=[], xlabel=unit)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+
+def write(output: os.PathLike | str, title: str, body: str) -> str:
+    """Writes the page; returns where it is."""
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    epath.Path(output).write_bytes(f'<!doctype html><html lang="en">{head}{body}</html>'.encode())
+    return os.fspath(output)

@@ -1,0 +1,113 @@
+"""The real train step compiled for TPUs that are not there: every generation with every remat policy and every mesh axis.
+
+Runs in an environment with libtpu (`make aot`), one after the other: libtpu takes a lock.
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.__main__ import main
+from jaxllm.ops.attention import attention
+from jaxllm.parallel import rules
+from jaxllm.planning import topologies
+from jaxllm.planning.compiled import Compiled, compile_program
+from jaxllm.planning.verdict import faults
+from jaxllm.stages import plan
+from jaxllm.stages.config import resolve
+
+SHAPE = {"num_layers": 2, "width": 256, "num_heads": 2, "num_kv_heads": 2, "head_dim": 128, "mlp_width": 512, "vocab_size": 1024}
+SETTINGS = {"batch_size": 16, "sequence_length": 256, "model": SHAPE, "data": {"tokenizer": {"kind": "bytes"}}}
+SLICES = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4", "tpu7x": "tpu7x:2x2x1"}
+CASES = {
+    "none": ({"fsdp": 8}, {}),
+    "minimal": ({"fsdp": 4, "tensor": 2}, {}),
+    "dots": ({"fsdp": 4, "context": 2}, {"model.context": "ring"}),
+    "offload": ({"fsdp": 4, "context": 2}, {"model.context": "gather"}),
+    "full": ({"replica": 2, "fsdp": 4}, {"microbatches": 2}),
+}
+
+
+@functools.cache
+def planned(generation, remat):
+    sizes, more = CASES[remat]
+    settings = SETTINGS | {f"parallel.{axis}": size for axis, size in sizes.items()} | more
+    (found,) = plan.plan(resolve(settings | {"remat": remat}), topologies.parse(SLICES[generation]))
+    assert isinstance(found.compiled, Compiled), found.compiled
+    return found
+
+
+@pytest.mark.parametrize("remat", CASES)
+@pytest.mark.parametrize("generation", SLICES)
+def test_the_train_step_compiles(generation, remat):
+    found = planned(generation, remat)
+    assert sum(found.compiled.memory.values()) == found.compiled.total > found.state
+    assert found.left > 0 and found.compiled.gathered_calls == []
+    crossed = {axis for flow in found.flows for axis in flow.axes.split()}
+    assert crossed >= {axis for axis, size in CASES[remat][0].items() if size > 1}
+    if "context" not in CASES[remat][0]:
+        assert found.compiled.operations["custom-call"] >= 2 * 2, "splash runs forward and backward in each of two layers"
+
+
+@pytest.mark.parametrize("generation", SLICES)
+def test_pure_fsdp_sends_what_the_formula_says(generation):
+    found = planned(generation, "none")
+    by_kind = {flow.kind: flow for flow in found.flows if flow.axes == "fsdp"}
+    least = sum(flow.minimum or 0.0 for flow in by_kind.values())
+    assert sum(flow.sent for flow in by_kind.values()) == pytest.approx(least, rel=0.05), by_kind
+
+
+def test_several_slices_are_joined_by_dcn():
+    settings = SETTINGS | {"parallel.replica": 2, "parallel.fsdp": 4}
+    (found,) = plan.plan(resolve(settings), topologies.parse("v5e:2x2", 2))
+    assert {flow.link for flow in found.flows if "replica" in flow.axes} == {"DCN"}
+    assert found.speed.dcn > 0 and found.flags["xla_tpu_enable_data_parallel_all_reduce_opt"] == "true"
+
+
+def test_a_kernel_behind_a_gather_is_named():
+    mesh = topologies.make_mesh(topologies.parse("v5e:2x4"), {"replica": 1, "fsdp": 8, "tensor": 1, "context": 1, "expert": 1, "stage": 1})
+    cut = jax.ShapeDtypeStruct((8, 256, 2, 128), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
+
+    def behind(q, k, v):
+        whole = (jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P())) for x in (q, k, v))
+        local = functools.partial(attention, implementation="splash", kind="causal")
+        return jax.shard_map(local, mesh=rules.ambient_mesh(), in_specs=P(), out_specs=P(), check_vma=False)(*whole)
+
+    found = compile_program("behind", jax.jit(behind), (cut, cut, cut), mesh, lambda path: "batch")
+    assert any("An all-gather feeds the kernel" in said for said in faults(found))
+
+
+def test_what_does_not_fit_is_told_with_what_would(tmp_path, capsys):
+    config = tmp_path / "large.py"
+    shape = SHAPE | {"num_layers": 4, "width": 8192, "num_heads": 64, "num_kv_heads": 8, "mlp_width": 28672}
+    settings = SETTINGS | {"model": shape, "batch_size": 8}
+    config.write_text(f"def get_config():\n    return {settings!r}\n")
+    words = [
+        "plan",
+        "--config",
+        str(config),
+        "--topology",
+        "v5e:2x2",
+        "--json",
+        str(tmp_path / "p.json"),
+        "--html",
+        str(tmp_path / "p.html"),
+    ]
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "does not fit" in said and "v5e:4x4 with fsdp=-1" in said
+    (record,) = json.loads((tmp_path / "p.json").read_text())
+    assert not record["fits"] and record["total_bytes"] > record["hbm_bytes"]
+    assert "<svg" in (tmp_path / "p.html").read_text()
+
+
+def test_the_search_finds_what_fits(tmp_path, capsys):
+    config = tmp_path / "small.py"
+    config.write_text(f"def get_config():\n    return {SETTINGS!r}\n")
+    assert main(["plan", "--config", str(config), "--topology", "v5e:2x4", "--search", "2"]) == 0
+    assert "The fastest that fits, by its roofline: --config.remat=none --config.microbatches=1" in capsys.readouterr().out

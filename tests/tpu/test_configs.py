@@ -1,0 +1,18 @@
+"""Every config that names a slice still plans there as it says."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.plans import configs, measure
+
+FLAGSHIPS = ("llama3_8b.py",)  # the others by `python -m benchmarks.plans`: minutes each
+
+
+@pytest.mark.parametrize("name", FLAGSHIPS)
+def test_the_plan_is_the_one_it_carries(name):
+    path = Path("configs/pretrain") / name
+    expected, found = configs()[os.fspath(path)], measure(os.fspath(path))
+    assert found["hbm_gb"] <= expected["hbm_gb"] * 1.02
+    assert found["sent_gb"] <= expected["sent_gb"] * 1.02
