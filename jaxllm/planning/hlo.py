@@ -158,11 +158,23 @@ class Module:
         Args:
           mesh: axis -> size, in the order of the devices.
         """
-        found = []
+        found, seen = [], set()
         for times, computation, instruction in self.instructions():
             kind = instruction.operation.removesuffix("-start")
+            operation = re.search(r'op_name="([^"]*)"', instruction.rest)
+            if between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest):  # between slices, through the hosts
+                if kind == "send":
+                    size = shape_bytes(_elements(instruction.shape)[0])
+                    name = between[1].lower().replace("_", "-")
+                    found.append(Collective(name, ("replica",), size, times, mesh["replica"], operation[1] if operation else "", ""))
+                continue
             if kind not in KINDS:
                 continue
+            if "chain_id=" in instruction.rest:  # a gather spread over several fusions stands in each of them
+                channel = (kind, re.findall(r"channel_id=(\d+)", instruction.rest)[0])
+                if channel in seen:
+                    continue
+                seen.add(channel)
             groups = _groups(instruction.rest, math.prod(mesh.values()))
             axes, group = _axes(groups, mesh), max(len(g) for g in groups)
             if group == 1:
@@ -173,7 +185,6 @@ class Module:
                 size *= group
             if kind == "all-reduce" and "all-reduce-scatter" in computation:
                 kind = "reduce-scatter"
-            operation = re.search(r'op_name="([^"]*)"', instruction.rest)
             found.append(Collective(kind, axes, size, times, group, operation[1] if operation else "", self.source(instruction)))
         return sorted(found, key=lambda c: -c.sent)
 

@@ -102,6 +102,25 @@ def test_what_is_started_counts_its_result_once(line, size):
     assert found.num_bytes == size and found.axes == ("fsdp",) and found.group == 4
 
 
+def test_a_gather_spread_over_fusions_is_one():
+    """As TPUs write an asynchronous collective fusion: start, steps and end each hold the instruction."""
+    part = 'bf16[64]{0} all-gather(%x), channel_id=7, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="3"}'
+    other = 'bf16[64]{0} all-gather(%x), channel_id=8, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="4"}'
+    text = f"ENTRY %main (x: f32[2]) -> f32[2] {{\n  %a = {part}\n  %b = {part}\n  %c = {other}\n}}"
+    assert [c.num_bytes for c in hlo.Module(text).collectives({"fsdp": 4})] == [128, 128]
+
+
+def test_what_goes_through_the_hosts_crosses_slices():
+    line = (
+        "(f32[64,8]{1,0:T(8,128)}, u32[]{:S(2)}, token[]) send(%x, %token), channel_id=3, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    done = 'token[] send-done(%send), channel_id=3, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}'
+    text = f"ENTRY %main (x: f32[2]) -> f32[2] {{\n  %send = {line}\n  %done = {done}\n}}"
+    (found,) = hlo.Module(text).collectives({"replica": 2, "fsdp": 4})
+    assert (found.kind, found.axes, found.num_bytes, found.group) == ("all-reduce", ("replica",), 2048, 2) and found.sent == 2048
+
+
 def test_a_loop_without_a_count_is_refused():
     mesh = make_mesh(SIZES)
     step = functools.partial(jax.lax.while_loop, lambda x: jnp.sum(x) < 3, lambda x: x * 2)
