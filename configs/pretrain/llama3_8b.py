@@ -3,10 +3,14 @@
     jaxllm pretrain --config configs/pretrain/llama3_8b.py --workdir gs://BUCKET/runs/llama3_8b --config.data.prepared=gs://BUCKET/tokens
 
 Write the tokens first with `jaxllm prepare` and Llama 3's tokenizer.json.  It needs hardware that was not at hand: it is checked by shapes
-(`--check`), and its `:tiny` argument runs anywhere; no figure to expect yet.
+(`--check`), and its `:tiny` argument runs anywhere; what to expect is PLANNED.
 """
 
 from ml_collections import ConfigDict
+
+# By the compiler, not measured: `python -m benchmarks.plans` (2026-11-22, libtpu 0.0.50.1). GB of a device, GB that it sends in a step, and
+# the least seconds of a step by the roofline.
+PLANNED = {"topology": "v5p:4x4x4", "hbm_gb": 47.46, "sent_gb": 65.31, "step_seconds": 9.8}
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -44,6 +44,7 @@ class Compiled:
       seconds: that tracing and compiling took.
       memory: group -> bytes; they add up to `total`.
       total: the compiler's own sum: arguments, results that are not in their place, temporaries and code.
+      live: the most of it that holds something at one time; the rest is lost between arrays.
       collectives: what travels, most bytes first.
       replicated: (name of an argument, bytes) of arrays of 1 MiB and more that every device holds whole.
       largest: temporaries by size.
@@ -55,6 +56,7 @@ class Compiled:
     seconds: float
     memory: dict[str, int]
     total: int
+    live: int
     collectives: list[Collective]
     replicated: list[tuple[str, int]]
     largest: list[Tensor]
@@ -128,6 +130,7 @@ def read(name: str, executable: Any, arguments: Any, mesh: Mesh, groups: Callabl
         seconds=seconds,
         memory=dict(memory),
         total=sum(memory.values()),
+        live=stats.peak_memory_in_bytes,
         collectives=module.collectives(dict(mesh.shape)),
         replicated=[
             (path, _local_bytes(leaf)) for path, leaf in leaves if mesh.size > 1 and _is_whole(leaf) and _local_bytes(leaf) >= LARGE

@@ -73,6 +73,16 @@ class Topology(NamedTuple):
         """JAX devices of all slices."""
         return math.prod(self.shape) * self.chip.devices * self.num_slices
 
+    @property
+    def wrap(self) -> tuple[bool, bool, bool]:
+        """Along which dims the last chip is linked to the first: slices of whole 4x4x4 cubes, and of 16 chips along a dim of a 2-D network.
+
+        cloud.google.com/tpu/docs/v5p and .../v6e. Without such links the compiler turns gathers into all-reduces on 3-D slices.
+        """
+        cubes = all(size % 4 == 0 for size in self.shape)
+        linked = [cubes if self.chip.torus == 3 else size == 16 for size in self.shape]
+        return tuple([*linked, False][:3])  # type: ignore[return-value]
+
     def __str__(self) -> str:
         name = f"{self.generation}:{'x'.join(map(str, self.shape))}"
         return f"{self.num_slices} x {name}" if self.num_slices > 1 else name
@@ -137,7 +147,9 @@ def _devices(topology: Topology) -> list[Any]:
 
     chip = topology.chip
     name = f"{topology.generation}:{'x'.join(map(str, topology.shape))}"
-    options = {"chips_per_host_bounds": HOST, "chip_config_name": chip.config, "num_slices": topology.num_slices}
+    options: dict[str, Any] = {"chips_per_host_bounds": HOST, "chip_config_name": chip.config, "num_slices": topology.num_slices}
+    if any(topology.wrap):
+        options["wrap"] = topology.wrap
     with _quiet():
         return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
 

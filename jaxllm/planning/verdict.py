@@ -83,11 +83,15 @@ def remedy(topology: Topology, used: int, state: int, rows: int, remat: str) -> 
     return f"By proportion these would fit: {', or '.join(choices)}{more}. `--search` compiles to make sure."
 
 
-def faults(compiled: Compiled, minimum: Sequence[Flow] = ()) -> list[str]:
+def faults(compiled: Compiled, flows: Sequence[Flow] = ()) -> list[str]:
     """What a step should not have, a sentence each: replicated arrays, kernels behind a gather, traffic far above its formula."""
     found = [f"Every device holds all of {path} ({size / 1e6:.1f} MB)." for path, size in compiled.replicated]
     found += [f"An all-gather feeds the kernel {call}: call it through rules.shard_map." for call in compiled.gathered_calls]
-    for flow in minimum:
-        if flow.minimum and flow.sent > 1.05 * flow.minimum:
-            found.append(f"{flow.kind} along {flow.axes}: {flow.sent / 1e9:.3g} GB are sent where {flow.minimum / 1e9:.3g} GB would do.")
+    sums = {flow.axes: flow.sent for flow in flows if flow.kind == "all-reduce"}
+    for flow in flows:
+        least = flow.minimum or 0.0
+        if least and flow.sent > 1.05 * least:
+            found.append(f"{flow.kind} along {flow.axes}: {flow.sent / 1e9:.3g} GB are sent where {least / 1e9:.3g} GB would do.")
+        elif flow.sent < 0.5 * least and sums.get(flow.axes, 0.0) > least:
+            found.append(f"The compiler does the {flow.kind} along {flow.axes} as an all-reduce, which sends twice the bytes.")
     return found

@@ -221,6 +221,7 @@ def record(found: Plan) -> dict[str, Any]:
         "devices": found.topology.num_devices,
         "hbm_bytes": found.topology.chip.hbm,
         "total_bytes": found.used,
+        "live_bytes": compiled.live if isinstance(compiled, Compiled) else None,
         "fits": found.left >= 0,
         "memory_bytes": memory(found),
         "collectives": [flow._asdict() for flow in found.flows],

@@ -15,6 +15,21 @@ def test_a_name_is_a_slice():
 
 
 @pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("v5p:4x4x8", (True, True, True)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("tpu7x:4x4x4", (True, True, True)),
+        ("v5e:16x16", (True, True, False)),
+        ("v6e:8x16", (False, True, False)),
+        ("v6e:8x8", (False, False, False)),
+    ],
+)
+def test_which_dims_are_rings(name, wrap):
+    assert parse(name).wrap == wrap
+
+
+@pytest.mark.parametrize(
     ("name", "slices", "says"),
     [
         ("v5x:4x4", 1, r"Unknown TPU generation 'v5x'.*Choose one of: v4, v5e, v5p, v6e, tpu7x"),
