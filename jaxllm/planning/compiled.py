@@ -118,7 +118,7 @@ def read(name: str, executable: Any, arguments: Any, mesh: Mesh, groups: Callabl
     memory: dict[str, int] = collections.defaultdict(int)
     for path, leaf in leaves:
         memory[groups(path)] += _local_bytes(leaf)
-    memory["layout padding of arguments"] = stats.argument_size_in_bytes - sum(memory.values())
+    memory["padding of arguments"] = stats.argument_size_in_bytes - sum(memory.values())
     stacked = list(_stacked(module))
     for group in ("activations", "gradients"):
         memory[group] = sum(tensor.num_bytes for kind, tensor in stacked if kind == group)

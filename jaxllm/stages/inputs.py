@@ -81,10 +81,15 @@ def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
         raise ValueError(f"{folder} was trained with other weights of data.train: they were {weights[0]}, are {weights[1]}. {remedy}")
 
 
+def row_shardings(mesh: Any) -> dict[int, NamedSharding]:
+    """How the arrays of a batch lie, by their rank: [B] and [B, T]."""
+    return {rank: NamedSharding(mesh, rules.spec(("batch", "sequence")[:rank], rules.COMPUTE)) for rank in (1, 2)}
+
+
 def placement(config: ConfigDict, mesh: Any) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
     """A function from this process's rows to global arrays on the mesh; along T in the order that balances the context axis."""
     order = zigzag_order(config.sequence_length, mesh.shape["context"])
-    shardings = {n: NamedSharding(mesh, rules.spec(("batch", "sequence")[:n], rules.COMPUTE)) for n in (1, 2)}
+    shardings = row_shardings(mesh)
 
     def place(rows: Mapping[str, Any], indices: Any) -> dict[str, Any]:
         permuted = {name: array[:, order] if array.ndim == 2 and mesh.shape["context"] > 1 else array for name, array in rows.items()}
@@ -95,7 +100,7 @@ def placement(config: ConfigDict, mesh: Any) -> Callable[[Mapping[str, Any], Any
 
 def own_rows(config: ConfigDict, mesh: Any) -> Any:
     """Which rows of the global batch this process reads."""
-    return rows_needed(NamedSharding(mesh, rules.spec(("batch",), rules.COMPUTE)), config.batch_size)
+    return rows_needed(row_shardings(mesh)[1], config.batch_size)
 
 
 def reader(config: ConfigDict, prepared: Any) -> Any:

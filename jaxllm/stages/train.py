@@ -43,12 +43,12 @@ class Objective(NamedTuple):
     totals: Callable
 
 
-def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a packed batch of rows."""
-    B, T = config.batch_size, config.sequence_length
+def abstract_batch(config: ConfigDict, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a packed batch of rows, and where they lie."""
+    shape, shardings = (config.batch_size, config.sequence_length), inputs.row_shardings(mesh)
     kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "segments": jnp.int32, "positions": jnp.int32}
-    batch = {name: jax.ShapeDtypeStruct((B, T), dtype) for name, dtype in kinds.items()}
-    return batch | {"row": jax.ShapeDtypeStruct((B,), jnp.int32)}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[2]) for name, dtype in kinds.items()}
+    return batch | {"row": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=shardings[1])}
 
 
 def init_params(config: ConfigDict, model: Any) -> Callable[[], Any]:
@@ -83,7 +83,7 @@ def programs(config: ConfigDict, mesh: Any, model: Any, objective: Objective) ->
     optimizer = setup.optimizer(config, axes)
     step = make_update(config, model, objective, optimizer)
     state = states.abstract(init_params(config, model), optimizer, mesh, axes, **state_options(config))
-    return {"train_step": (step, (state, {}, abstract_batch(config)))}
+    return {"train_step": (step, (state, {}, abstract_batch(config, mesh)))}
 
 
 def check_batch(config: ConfigDict, sizes: Mapping[str, int]) -> None:
