@@ -117,7 +117,7 @@ def read(name: str, executable: Any, arguments: Any, mesh: Mesh, groups: Callabl
     leaves = [(rules.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arguments)]
     memory: dict[str, int] = collections.defaultdict(int)
     for path, leaf in leaves:
-        memory[groups(path)] += _local_bytes(leaf)
+        memory[groups(path)] += local_bytes(leaf)
     memory["padding of arguments"] = stats.argument_size_in_bytes - sum(memory.values())
     stacked = list(_stacked(module))
     for group in ("activations", "gradients"):
@@ -132,9 +132,7 @@ def read(name: str, executable: Any, arguments: Any, mesh: Mesh, groups: Callabl
         total=sum(memory.values()),
         live=stats.peak_memory_in_bytes,
         collectives=module.collectives(dict(mesh.shape)),
-        replicated=[
-            (path, _local_bytes(leaf)) for path, leaf in leaves if mesh.size > 1 and _is_whole(leaf) and _local_bytes(leaf) >= LARGE
-        ],
+        replicated=[(path, local_bytes(leaf)) for path, leaf in leaves if mesh.size > 1 and _is_whole(leaf) and local_bytes(leaf) >= LARGE],
         largest=sorted({tensor for _, tensor in stacked} | set(_results(module)), reverse=True)[:20],
         gathered_calls=sorted(_gathered_calls(module)),
         operations=_operations(module),
@@ -149,7 +147,8 @@ def _operations(module: Module) -> dict[str, int]:
     return {name: counted[name] for name in OPERATIONS if counted[name]}
 
 
-def _local_bytes(leaf: Any) -> int:
+def local_bytes(leaf: Any) -> int:
+    """Bytes of one device that an abstract array takes."""
     sharding = getattr(leaf, "sharding", None)
     shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
     return math.prod(shape) * _itemsize(leaf.dtype)

@@ -2,9 +2,12 @@
 
 import collections
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxllm.planning.compiled import Compiled
+from rich.table import Table
+
+from jaxllm.planning.compiled import Compiled, OutOfMemory
+from jaxllm.planning.roofline import ASSUMPTIONS, Roofline
 from jaxllm.planning.topologies import Topology
 
 
@@ -95,3 +98,124 @@ def faults(compiled: Compiled, flows: Sequence[Flow] = ()) -> list[str]:
         elif flow.sent < 0.5 * least and sums.get(flow.axes, 0.0) > least:
             found.append(f"The compiler does the {flow.kind} along {flow.axes} as an all-reduce, which sends twice the bytes.")
     return found
+
+
+class Plan(NamedTuple):
+    """What one program of a stage will take on a slice.
+
+    Attributes:
+      topology: the slice.
+      name: of the program.
+      compiled: what the compiler says, or what it says is missing.
+      speed: None where it does not fit.
+      flows: what travels.
+      flags: compiler options.
+      state: bytes of one device that parameters and optimizer take.
+      tokens: of a step.
+      rows: of one microbatch on one device.
+      remat: the policy's name.
+    """
+
+    topology: Topology
+    name: str
+    compiled: Compiled | OutOfMemory
+    speed: Roofline | None
+    flows: list[Flow]
+    flags: dict[str, Any]
+    state: int
+    tokens: int
+    rows: int
+    remat: str
+
+    @property
+    def used(self) -> int:
+        """Bytes of one device."""
+        return self.compiled.total
+
+    @property
+    def left(self) -> int:
+        """Bytes of one device that are left; below 0, that are missing."""
+        return self.topology.chip.hbm - self.used
+
+
+def lines(found: Plan) -> list[str]:
+    """The verdict, a sentence each."""
+    said = []
+    if isinstance(found.compiled, Compiled):
+        said += faults(found.compiled, found.flows)
+    if found.speed is not None:
+        speed = found.speed
+        dcn = "not published" if speed.dcn is None else f"{speed.dcn:.3g}"
+        said.append(
+            f"{found.name}: at least {speed.step:.3g} s a step (products {speed.products:.3g}, ICI {speed.ici:.3g}, DCN {dcn}), "
+            f"MFU at most {speed.mfu:.0%}, {found.tokens / speed.step:,.0f} tokens/s. Assumed: {ASSUMPTIONS}."
+        )
+    if found.left >= 0:
+        return [*said, f"{found.name} fits: {found.left / 1e9:.1f} GB of each device are left."]
+    how = remedy(found.topology, found.used, found.state, found.rows, found.remat)
+    return [*said, f"{found.name} does not fit: {-found.left / 1e9:.1f} GB too much for each device. {how}"]
+
+
+def memory_table(found: Plan) -> Table:
+    """Memory of one device by group, largest first."""
+    table, hbm = Table(title=f"{found.name}: memory of one device"), found.topology.chip.hbm
+    for heading, justify in (("group", "left"), ("GB", "right"), ("of the device", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for name, size in memory(found).items():
+        table.add_row(name, f"{size / 1e9:.3f}", f"{size / hbm:.1%}")
+    table.add_row("total", f"{found.used / 1e9:.3f}", f"{found.used / hbm:.1%}", style="bold")
+    for tensor in found.compiled.largest[:5]:
+        table.add_row(f"  {tensor.shape} {tensor.source or tensor.operation[-60:]}", f"{tensor.num_bytes / 1e9:.3f}", "", style="dim")
+    return table
+
+
+def memory(found: Plan) -> dict[str, int]:
+    """Group -> bytes of one device, largest first; they add up to what it uses."""
+    if isinstance(found.compiled, OutOfMemory):
+        return {"everything else": found.used - found.state, "parameters and optimizer": found.state}
+    return dict(sorted(((name, size) for name, size in found.compiled.memory.items() if size), key=lambda item: -item[1]))
+
+
+HEADINGS = ("kind", "mesh axes", "link", "calls", "GB", "at least")
+
+
+def flow_rows(found: Plan) -> list[list[str]]:
+    """What one device sends in a step, a row for each kind and mesh axes."""
+    return [
+        [f.kind, f.axes, f.link, str(f.calls), f"{f.sent / 1e9:.3f}", "" if f.minimum is None else f"{f.minimum / 1e9:.3f}"]
+        for f in found.flows
+    ]
+
+
+def flow_table(found: Plan) -> Table:
+    """`flow_rows` for a terminal."""
+    table = Table(title=f"{found.name}: sent by one device in a step")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right" if heading in HEADINGS[3:] else "left")
+    for row in flow_rows(found):
+        table.add_row(*row)
+    return table
+
+
+def record(found: Plan) -> dict[str, Any]:
+    """Everything as JSON."""
+    compiled = found.compiled
+    fitting = isinstance(compiled, Compiled)
+    return {
+        "program": found.name,
+        "topology": str(found.topology),
+        "devices": found.topology.num_devices,
+        "hbm_bytes": found.topology.chip.hbm,
+        "total_bytes": found.used,
+        "live_bytes": compiled.live if isinstance(compiled, Compiled) else None,
+        "fits": found.left >= 0,
+        "memory_bytes": memory(found),
+        "collectives": [flow._asdict() for flow in found.flows],
+        "largest": [tensor._asdict() for tensor in compiled.largest],
+        "replicated": compiled.replicated if isinstance(compiled, Compiled) else [],
+        "gathered_calls": compiled.gathered_calls if isinstance(compiled, Compiled) else [],
+        "operations": compiled.operations if isinstance(compiled, Compiled) else {},
+        "compiler_options": found.flags,
+        "roofline_seconds": found.speed._asdict() if found.speed else None,
+        "compile_seconds": round(compiled.seconds, 1) if fitting and isinstance(compiled, Compiled) else None,
+    }

@@ -6,56 +6,23 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
 
 from jaxllm.planning import topologies
-from jaxllm.planning.compiled import Compiled, OutOfMemory, compile_program
-from jaxllm.planning.roofline import ASSUMPTIONS, RECOMPUTED, Roofline, roofline
+from jaxllm.planning.compiled import OutOfMemory, compile_program, local_bytes
+from jaxllm.planning.roofline import RECOMPUTED, roofline
 from jaxllm.planning.search import Choice, Outcome, search
-from jaxllm.planning.verdict import Flow, faults, flows, fsdp_minimum, remedy
+from jaxllm.planning.verdict import HEADINGS, Plan, flow_rows, flow_table, flows, fsdp_minimum, lines, memory, memory_table, record
 from jaxllm.stages import page, pretrain, setup
 from jaxllm.stages.config import load
 
 MISFIT = 1
 GROUPS = {"params": "parameters", "opt_state": "optimizer", "ema": "moving average"}
 SEARCHED = ("none", "minimal", "dots", "offload", "full")  # remat policies
-
-
-class Plan(NamedTuple):
-    """What one program of a stage will take on a slice.
-
-    Attributes:
-      topology: the slice.
-      name: of the program.
-      compiled: what the compiler says, or what it says is missing.
-      speed: None where it does not fit.
-      flows: what travels.
-      flags: compiler options.
-      state: bytes of one device that parameters and optimizer take.
-    """
-
-    topology: topologies.Topology
-    name: str
-    compiled: Compiled | OutOfMemory
-    speed: Roofline | None
-    flows: list[Flow]
-    flags: dict[str, Any]
-    state: int
-
-    @property
-    def used(self) -> int:
-        """Bytes of one device."""
-        return self.compiled.total
-
-    @property
-    def left(self) -> int:
-        """Bytes of one device that are left; below 0, that are missing."""
-        return self.topology.chip.hbm - self.used
 
 
 def group(path: str) -> str:
@@ -80,21 +47,19 @@ def plan(config: ConfigDict, topology: topologies.Topology) -> list[Plan]:
     assert peak is not None, mesh.devices.flat[0].device_kind
     flops = training_flops(shape, config.sequence_length) * config.batch_size * config.sequence_length / mesh.size
     flags, found = setup.compiler_options(config, mesh), []
+    rows = config.batch_size // config.microbatches // (mesh.shape["replica"] * mesh.shape["fsdp"])
+    asked = (config.batch_size * config.sequence_length, rows, config.remat)
     for name, (function, arguments) in programs.items():
-        state = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(arguments[0]))
+        state = sum(local_bytes(leaf) for leaf in jax.tree.leaves(arguments[0]))
         try:
             compiled = compile_program(name, jit_step(function, arguments[0], flags), arguments, mesh, group)
         except OutOfMemory as error:
-            found.append(Plan(topology, name, error, None, [], flags, state))
+            found.append(Plan(topology, name, error, None, [], flags, state, *asked))
             continue
         minimum = _minimum(arguments[0].params, dict(mesh.shape), itemsize, config.microbatches)
         speed = roofline(topology, peak, flops, config.remat, compiled.collectives)
-        found.append(Plan(topology, name, compiled, speed, flows(compiled, topology.num_slices, minimum), flags, state))
+        found.append(Plan(topology, name, compiled, speed, flows(compiled, topology.num_slices, minimum), flags, state, *asked))
     return found
-
-
-def _local_bytes(leaf: Any) -> int:
-    return int(jax.numpy.dtype(leaf.dtype).itemsize) * int(jax.numpy.prod(jax.numpy.array(leaf.sharding.shard_shape(leaf.shape))))
 
 
 def _minimum(params: Any, sizes: Mapping[str, int], itemsize: int, microbatches: int) -> dict[tuple[str, str], float]:
@@ -122,84 +87,19 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     for found in plans:
         for table in (memory_table(found), flow_table(found)):
             console.print(table)
-        for line in lines(found, config):
+        for line in lines(found):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
     if args.json:
         Path(args.json).write_text(json.dumps([record(found) for found in plans], indent=1) + "\n")
     if args.html:
-        page.write(args.html, f"plan for {topology}", "".join(html_section(found, config) for found in plans))
+        page.write(args.html, f"plan for {topology}", "".join(html_section(found) for found in plans))
     return 0 if all(found.left >= 0 for found in plans) else MISFIT
 
 
-def lines(found: Plan, config: ConfigDict) -> list[str]:
-    """The verdict, a sentence each."""
-    said = []
-    if isinstance(found.compiled, Compiled):
-        said += faults(found.compiled, found.flows)
-    if found.speed is not None:
-        speed, tokens = found.speed, config.batch_size * config.sequence_length
-        dcn = "not published" if speed.dcn is None else f"{speed.dcn:.3g}"
-        said.append(
-            f"{found.name}: at least {speed.step:.3g} s a step (products {speed.products:.3g}, ICI {speed.ici:.3g}, DCN {dcn}), "
-            f"MFU at most {speed.mfu:.0%}, {tokens / speed.step:,.0f} tokens/s. Assumed: {ASSUMPTIONS}."
-        )
-    if found.left >= 0:
-        return [*said, f"{found.name} fits: {found.left / 1e9:.1f} GB of each device are left."]
-    rows = config.batch_size // config.microbatches // max(1, _row_ways(config, found.topology))
-    how = remedy(found.topology, found.used, found.state, rows, config.remat)
-    return [*said, f"{found.name} does not fit: {-found.left / 1e9:.1f} GB too much for each device. {how}"]
-
-
-def _row_ways(config: ConfigDict, topology: topologies.Topology) -> int:
-    sizes = setup.mesh_sizes(config)
-    return topology.num_devices // max(1, sizes["tensor"] * sizes["context"])
-
-
-def memory_table(found: Plan) -> Table:
-    """Memory of one device by group, largest first."""
-    table, hbm = Table(title=f"{found.name}: memory of one device"), found.topology.chip.hbm
-    for heading, justify in (("group", "left"), ("GB", "right"), ("of the device", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for name, size in memory(found).items():
-        table.add_row(name, f"{size / 1e9:.3f}", f"{size / hbm:.1%}")
-    table.add_row("total", f"{found.used / 1e9:.3f}", f"{found.used / hbm:.1%}", style="bold")
-    for tensor in found.compiled.largest[:5]:
-        table.add_row(f"  {tensor.shape} {tensor.source or tensor.operation[-60:]}", f"{tensor.num_bytes / 1e9:.3f}", "", style="dim")
-    return table
-
-
-def memory(found: Plan) -> dict[str, int]:
-    """Group -> bytes of one device, largest first; they add up to what it uses."""
-    if isinstance(found.compiled, OutOfMemory):
-        return {"everything else": found.used - found.state, "parameters and optimizer": found.state}
-    return dict(sorted(((name, size) for name, size in found.compiled.memory.items() if size), key=lambda item: -item[1]))
-
-
-HEADINGS = ("kind", "mesh axes", "link", "calls", "GB", "at least")
-
-
-def flow_rows(found: Plan) -> list[list[str]]:
-    """What one device sends in a step, a row for each kind and mesh axes."""
-    return [
-        [f.kind, f.axes, f.link, str(f.calls), f"{f.sent / 1e9:.3f}", "" if f.minimum is None else f"{f.minimum / 1e9:.3f}"]
-        for f in found.flows
-    ]
-
-
-def flow_table(found: Plan) -> Table:
-    """`flow_rows` for a terminal."""
-    table = Table(title=f"{found.name}: sent by one device in a step")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right" if heading in HEADINGS[3:] else "left")
-    for row in flow_rows(found):
-        table.add_row(*row)
-    return table
-
-
-def html_section(found: Plan, config: ConfigDict) -> str:
+def html_section(found: Plan) -> str:
     """One program: verdict, pictures, tables."""
     hbm = found.topology.chip.hbm / 1e9
-    parts = [f"<h1>{html.escape(found.name)} on {found.topology}</h1>", *(f"<p>{html.escape(line)}</p>" for line in lines(found, config))]
+    parts = [f"<h1>{html.escape(found.name)} on {found.topology}</h1>", *(f"<p>{html.escape(line)}</p>" for line in lines(found))]
     parts += ["<h2>Memory of one device</h2>", page.bars({name: size / 1e9 for name, size in memory(found).items()}, hbm, "GB")]
     tensors = [[t.shape, t.source, t.operation[-80:], t.num_bytes / 1e9] for t in found.compiled.largest]
     parts += ["<h2>Largest arrays</h2>", page.table(tensors, ["shape", "made by", "operation", "GB"])]
@@ -209,30 +109,6 @@ def html_section(found: Plan, config: ConfigDict) -> str:
         parts += ["<h2>Sent by one device in a step</h2>", page.table(flow_rows(found), list(HEADINGS))]
     shown = "\n".join(f"{name}={value}" for name, value in found.flags.items()) or "none"
     return "".join([*parts, f"<details><summary>Compiler options</summary><pre>{html.escape(shown)}</pre></details>"])
-
-
-def record(found: Plan) -> dict[str, Any]:
-    """Everything as JSON."""
-    compiled = found.compiled
-    fitting = isinstance(compiled, Compiled)
-    return {
-        "program": found.name,
-        "topology": str(found.topology),
-        "devices": found.topology.num_devices,
-        "hbm_bytes": found.topology.chip.hbm,
-        "total_bytes": found.used,
-        "live_bytes": compiled.live if isinstance(compiled, Compiled) else None,
-        "fits": found.left >= 0,
-        "memory_bytes": memory(found),
-        "collectives": [flow._asdict() for flow in found.flows],
-        "largest": [tensor._asdict() for tensor in compiled.largest],
-        "replicated": compiled.replicated if isinstance(compiled, Compiled) else [],
-        "gathered_calls": compiled.gathered_calls if isinstance(compiled, Compiled) else [],
-        "operations": compiled.operations if isinstance(compiled, Compiled) else {},
-        "compiler_options": found.flags,
-        "roofline_seconds": found.speed._asdict() if found.speed else None,
-        "compile_seconds": round(compiled.seconds, 1) if fitting and isinstance(compiled, Compiled) else None,
-    }
 
 
 def choices(config: ConfigDict, topology: topologies.Topology, shape: Any, itemsize: int, peak: float) -> list[Choice]:
