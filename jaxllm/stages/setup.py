@@ -51,19 +51,27 @@ def compiler_options(config: ConfigDict, mesh: Any) -> dict[str, str | int | boo
     """What the train step is compiled with on these devices (see `parallel.flags`).
 
     Raises:
-      ValueError: an unknown value of `xla.flags`, or options that are known to corrupt results.
+      ValueError: an unknown value of `xla.flags`, options that the compiler does not know or that are known to corrupt results.
     """
+    import jax
+
     from jaxllm.parallel import flags
 
     if config.xla.flags not in ("fast", "none"):
         raise ValueError(f"Unknown xla.flags={config.xla.flags!r}. Choose one of: fast, none.")
-    devices = list(mesh.devices.flat)
+    devices, given = list(mesh.devices.flat), config.xla.options.to_dict()
+    if given:
+        nothing = jax.ShapeDtypeStruct((), "float32", sharding=jax.NamedSharding(mesh, jax.P()))
+        try:
+            jax.jit(lambda x: x, compiler_options=given).lower(nothing).compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError(f"xla.options={given}: the compiler for {devices[0].device_kind} says: {error}") from None
     return flags.compiler_options(
         devices[0].device_kind,
         len({getattr(device, "slice_index", 0) for device in devices}),
         offload=config.remat == "offload",
         context=mesh.shape["context"],
-        given=config.xla.options.to_dict(),
+        given=given,
         fast=config.xla.flags == "fast",
     )
 

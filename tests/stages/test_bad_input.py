@@ -84,6 +84,8 @@ MISTAKES = {
     "filters that are a number": (["--config.data.filters=5"], "Unknown data.filters 5. Choose from: none, codex"),
     "a filter without a threshold": (["--config.data.filters={'generated': 'x'}"], "data.filters.generated='x' is not a number"),
     "a cap of words": (["--config.model.attention_softcap=abc"], "model.attention_softcap='abc' is not a number"),
+    "an option that no compiler has": (["--config.xla.options.xla_no_such=1"], "No such compile option: 'xla_no_such'"),
+    "a set of flags that is none": (["--config.xla.flags=quick"], "Unknown xla.flags='quick'. Choose one of: fast, none"),
     "a chunk below none": (["--config.model.logprobs_chunk=-1"], "model.logprobs_chunk=-1 must be 0 or more"),
     "a base of nothing": (["--config.model.rope_theta=0"], "model.rope_theta=0 is not a base of frequencies"),
     "a second decay that is none": (["--config.optimizer.b2=-0.5"], "optimizer.b2=-0.5 must be at least 0 and less than 1"),
