@@ -1,5 +1,6 @@
 """Which documents are not worth training on: the file filters of the Codex paper, each an option with its threshold."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,11 +56,17 @@ def make_filters(said: str | Mapping[str, Any] | None) -> dict[str, float]:
         return dict(CODEX)
     if not isinstance(said, Mapping):
         raise ValueError(f"Unknown data.filters {said!r}. Choose from: none, codex, or a mapping of {', '.join(FILTERS)}.")
-    if unknown := sorted(set(said) - set(FILTERS)):
+    if unknown := sorted(map(str, set(said) - set(FILTERS))):
         raise ValueError(f"Unknown filter {unknown[0]!r} in data.filters. Choose from: {', '.join(FILTERS)}.")
-    if bad := [name for name, limit in said.items() if not isinstance(limit, int | float | None)]:
+    if bad := [name for name, limit in said.items() if not _is_limit(name, limit)]:
         raise ValueError(f"data.filters.{bad[0]}={said[bad[0]]!r} is not a number. Codex has {CODEX[bad[0]]:g}.")
     return {name: float(limit) for name, limit in sorted(said.items()) if limit is not None and limit is not False}
+
+
+def _is_limit(name: str, limit: Any) -> bool:
+    if limit is True:
+        return name == "generated"
+    return limit is None or (isinstance(limit, int | float) and not math.isnan(limit))
 
 
 def reason_to_drop(text: str, filters: Mapping[str, float]) -> str | None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import math
+import numbers
 import os
 import sysconfig
 from collections import Counter
@@ -49,13 +51,13 @@ def make_sources(entries: Sequence[Mapping[str, Any] | str], key: str, taken: Se
         where = f"{key}[{index}]"
         if unknown := sorted(set(said) - set(SOURCE_KEYS)):
             raise ValueError(f"Unknown key {unknown[0]!r} in {where}. Choose from: {', '.join(SOURCE_KEYS)}.")
-        if not isinstance(said.get("path"), str):
+        if not isinstance(said.get("path"), str | os.PathLike) or not str(said["path"]):
             raise ValueError(f"{where} has no path. Give a file, a folder, a glob, gs://..., hub:owner/name or builtin:stdlib.")
         if said.get("format") not in (None, *READERS):
             raise ValueError(f"Unknown format {said['format']!r} in {where}. Choose from: {', '.join(READERS)}.")
-        if not isinstance(weight := said.get("weight", 1), int | float) or not weight > 0:
+        if not isinstance(weight := said.get("weight", 1), numbers.Real) or isinstance(weight, bool) or not 0 < float(weight) < math.inf:
             raise ValueError(f"{where}.weight={weight!r} must be more than 0, as a number. Leave the entry out instead.")
-        name = _unique(str(said.get("name") or default_name(said["path"])), [*taken, *(source.name for source in sources)])
+        name = _unique(str(said.get("name") or default_name(str(said["path"]))), [*taken, *(source.name for source in sources)])
         sources.append(Source(name, str(said["path"]), said.get("format"), said.get("field"), said.get("weight")))
     if len({source.weight is None for source in sources}) > 1:
         bare = next(source.name for source in sources if source.weight is None)

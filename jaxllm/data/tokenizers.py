@@ -258,15 +258,16 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     clean = {key: value for key, value in dict(spec).items() if value is not None and value != "" and value != ()}
     kind = clean.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"Unknown data.tokenizer.kind {kind!r}. Choose from: {', '.join(KINDS)}.")
     every = {"kind", *(key for keys in SPEC_KEYS.values() for key in keys)}
     unknown = sorted(set(clean) - every)
     if unknown:
         raise ValueError(f"Unknown key data.tokenizer.{unknown[0]}. Choose from: {', '.join(sorted(every))}.")
     for key, value in clean.items():
-        kinds, words = SPEC_KINDS.get(key, ((str,), "a word"))
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        kinds, words = SPEC_KINDS.get(key, ((str, os.PathLike), "a word"))
+        whole = isinstance(value, float) and value.is_integer() and int in kinds  # 1e6
+        if not (isinstance(value, kinds) or whole) or isinstance(value, bool):
             raise ValueError(f"data.tokenizer.{key}={value!r} is not {words}.")
     clean = {key: value for key, value in clean.items() if key in ("kind", *SPEC_KEYS[kind])}
     if kind == "bytes":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -174,18 +175,24 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
+# The type of a field -> what its value must be (numpy's numbers are numbers; True is none), and in words.
+KINDS: dict[type, tuple[type, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    bool: (bool, "True or False"),
+}
 
 
 def _check_kinds(config: ModelConfig) -> None:
     for field in dataclasses.fields(config):
         value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
         kind = next((kind for kind in KINDS if kind in kinds), None)
-        whole = type(value) is int and kind is float  # a whole number is a number, True is neither
-        bad = None if kind is None or type(value) in kinds or whole else KINDS[kind]
+        number = isinstance(value, KINDS[kind][0]) and isinstance(value, bool) == (kind is bool) if kind else True
+        bad = None if number or (value is None and type(None) in kinds) else KINDS[kind][1]  # type: ignore[index]
         if field.name == "layer_pattern" and not isinstance(value, list | tuple):
             bad = "a list of layer kinds"
-        if field.name == "rope_scaling" and not (value is None or isinstance(value, tuple) or hasattr(value, "items")):
+        pairs = isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+        if field.name == "rope_scaling" and not (value is None or pairs or hasattr(value, "items")):
             bad = "a table or None"
         if bad:
             raise ValueError(f"model.{field.name}={value!r} is not {bad}.")

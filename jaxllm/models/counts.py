@@ -57,6 +57,23 @@ def forward_flops(config: ModelConfig, sequence_length: int, *, causal: bool = T
     return 2.0 * matmul_parameters(config) + 4.0 * config.num_heads * config.head_size * pairs / T  # q.k and probabilities.v, 2 each
 
 
+def recomputed_flops(config: ModelConfig, sequence_length: int, remat: str) -> float:
+    """FLOPs per token that a remat policy runs a second time, at least; see `models.remat`.
+
+    A block's last product is never run again, nor is the head; attention's output projection only where a later part of the block reads it.
+    """
+    if remat in ("none", "minimal"):
+        return 0.0
+    D, H, L = config.width, config.head_size, config.num_layers
+    attention = forward_flops(config, sequence_length) - 2.0 * matmul_parameters(config)
+    if remat == "dots":
+        return attention
+    projections = 0 if remat == "offload" else D * H * (config.num_heads + 2 * config.num_groups)
+    output = D * H * config.num_heads if config.block == "sequential" else 0
+    inner = (2 if config.gated_mlp else 1) * D * config.mlp_width
+    return 2.0 * L * (projections + output + inner) + (attention if remat == "full" else 0.0)
+
+
 def training_flops(config: ModelConfig, sequence_length: int, *, causal: bool = True) -> float:
     """FLOPs of a forward and backward pass, per token: three times the forward (arXiv 2204.02311, appendix B); no remat is counted."""
     return 3.0 * forward_flops(config, sequence_length, causal=causal)

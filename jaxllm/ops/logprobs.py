@@ -161,7 +161,7 @@ def _cross_entropy(head: Head, z_loss: float, hidden, kernel, bias, targets, wei
 
 
 def _weighted(z_loss: float, weights, log_probs, log_z):
-    """The loss; what stands where the weight is 0 (it may be -inf or NaN) is never looked at."""
+    """The loss; its value does not look at what stands where the weight is 0 (it may be -inf or NaN)."""
     return jnp.sum(jnp.where(weights != 0, weights * (z_loss * jnp.square(log_z) - log_probs), 0.0))
 
 

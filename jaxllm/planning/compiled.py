@@ -44,7 +44,8 @@ class Compiled:
       seconds: that tracing and compiling took.
       memory: group -> bytes; they add up to `total`.
       total: the compiler's own sum: arguments, results that are not in their place, temporaries and code.
-      live: the most of it that holds something at one time; the rest is lost between arrays.
+      live: the most of it that holds something at one time. By this a program fits or not: the compiler took one with a `total` above
+        the memory of a device, and what it refused grew in step with `live`.
       collectives: what travels, most bytes first.
       replicated: (name of an argument, bytes) of arrays of 1 MiB and more that every device holds whole.
       largest: temporaries by size.
@@ -68,15 +69,15 @@ class OutOfMemory(Exception):
     """The compiler found no way to lay a program out in the memory of a device.
 
     Attributes:
-      total: bytes of one device that it would need.
+      needed: bytes of one device that it would need at one time.
       largest: none; the compiler does not name them.
     """
 
     largest: tuple[Tensor, ...] = ()
 
-    def __init__(self, total: int) -> None:
-        super().__init__(f"{total} bytes of one device")
-        self.total = total
+    def __init__(self, needed: int) -> None:
+        super().__init__(f"{needed} bytes of one device")
+        self.needed = needed
 
 
 def compile_program(
@@ -132,7 +133,11 @@ def read(name: str, executable: Any, arguments: Any, mesh: Mesh, groups: Callabl
         total=sum(memory.values()),
         live=stats.peak_memory_in_bytes,
         collectives=module.collectives(dict(mesh.shape)),
-        replicated=[(path, local_bytes(leaf)) for path, leaf in leaves if mesh.size > 1 and _is_whole(leaf) and local_bytes(leaf) >= LARGE],
+        replicated=[
+            (path, local_bytes(leaf))
+            for path, leaf in leaves
+            if mesh.size > mesh.shape.get("replica", 1) and _is_whole(leaf) and local_bytes(leaf) >= LARGE
+        ],
         largest=sorted({tensor for _, tensor in stacked} | set(_results(module)), reverse=True)[:20],
         gathered_calls=sorted(_gathered_calls(module)),
         operations=_operations(module),

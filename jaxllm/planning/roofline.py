@@ -6,9 +6,6 @@ from typing import NamedTuple
 from jaxllm.planning.hlo import Collective
 from jaxllm.planning.topologies import Topology
 
-# Matrix products of a step for each of the model's own (forward 1, backward 2): what a remat policy runs again. "minimal" and "none" run no
-# product again but attention's backward, which every flash kernel computes from its inputs.
-RECOMPUTED = {"none": 3.0, "minimal": 3.0, "dots": 3.0, "offload": 4.0, "full": 4.0}
 ASSUMPTIONS = (
     "products at the published dense bf16 peak; gathers and sums at the published link rate, one way, as rings over all links;"
     " products and traffic overlap perfectly; nothing else takes time"
@@ -33,23 +30,26 @@ class Roofline(NamedTuple):
     mfu: float
 
 
-def roofline(topology: Topology, peak: float, flops: float, remat: str, collectives: Sequence[Collective]) -> Roofline:
+def roofline(topology: Topology, peak: float, flops: float, recomputed: float, collectives: Sequence[Collective]) -> Roofline:
     """The least time of a step.
 
     Args:
       topology: where it runs.
       peak: FLOP/s of one device.
       flops: of the model's forward and backward on one device in one step, nothing recomputed.
-      remat: the policy's name.
+      recomputed: what a remat policy adds to them.
       collectives: of the compiled step.
     """
     chip, crossing, inside = topology.chip, 0.0, 0.0
     for c in collectives:
         if topology.num_slices > 1 and "replica" in c.axes:
-            crossing += c.sent * chip.devices
+            # Best done inside each slice first, and then between the slices by each device for its share.
+            within = max(1, c.group // topology.num_slices)
+            crossing += c._replace(num_bytes=c.num_bytes // within, group=topology.num_slices).sent * chip.devices
+            inside += c._replace(group=within).sent * chip.devices
         else:
             inside += c.sent * chip.devices
     ici, dcn = inside / chip.ici_rate, 0.0 if not crossing else crossing / chip.dcn_rate if chip.dcn_rate else None
-    products = flops * RECOMPUTED[remat] / 3 / peak
+    products = (flops + recomputed) / peak
     step = max(products, ici, dcn or 0.0)
     return Roofline(products, ici, dcn, step, flops / peak / step)

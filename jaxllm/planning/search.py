@@ -30,13 +30,17 @@ class Outcome(NamedTuple):
     used: int
 
 
-def search(choices: Sequence[Choice], evaluate: Callable[[Choice], Outcome], limit: int) -> tuple[list[tuple[Choice, Outcome]], int]:
+def search(
+    choices: Sequence[Choice], evaluate: Callable[[Choice], Outcome], limit: int, needs_less: Callable[[Choice, Choice], bool]
+) -> tuple[list[tuple[Choice, Outcome]], int]:
     """Evaluates choices in the order of their bounds until none that is left can be faster than the best that fits.
 
     Args:
       choices: in any order; of equal bounds the earlier comes first.
       evaluate: compiles one.
       limit: how many are evaluated at most.
+      needs_less: whether the first of two choices may need less memory than the second: one that surely needs as much as what did not fit
+        is passed over.
 
     Returns:
       What was evaluated: first those that fit, the fastest first, then the others. And how many that could be faster were not evaluated.
@@ -45,6 +49,8 @@ def search(choices: Sequence[Choice], evaluate: Callable[[Choice], Outcome], lim
     best, left = float("inf"), sorted(choices, key=lambda choice: choice.bound)
     while left and left[0].bound < best and len(tried) < limit:
         choice = left.pop(0)
+        if any(not outcome.fits and not needs_less(choice, other) for other, outcome in tried):
+            continue
         outcome = evaluate(choice)
         tried.append((choice, outcome))
         if outcome.fits:

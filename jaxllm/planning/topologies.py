@@ -23,9 +23,10 @@ class Chip(NamedTuple):
     Attributes:
       torus: dims of its network.
       devices: JAX devices in a chip.
-      hbm: bytes of a device's memory that a program can have, as libtpu 0.0.52 gives them in its refusals.
+      hbm: bytes of a device's memory that a program can have, as libtpu 0.0.50.1 gives them in its refusals.
       ici_rate: bytes/s that a chip sends into its slice's network over all links, one way.
       dcn_rate: bytes/s that a chip sends between slices; None: not published.
+      pod: chips of the largest slice.
       config: how the compiler calls the chip's cores in use.
     """
 
@@ -34,6 +35,7 @@ class Chip(NamedTuple):
     hbm: int
     ici_rate: float
     dcn_rate: float | None
+    pod: int
     config: str = "default"
 
 
@@ -41,11 +43,11 @@ class Chip(NamedTuple):
 # the all-reduce bandwidth of a pod, 1.1 PB/s, over its 4096 chips. DCN: of a chip (v5p 50, v6e and tpu7x 100 Gbit/s); v5e: 6.4 Tbit/s of a
 # pod over its 256 chips.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(3, 1, int(30.75 * GiB), 1.1e15 / 4096, None, "megacore"),
-    "v5e": Chip(2, 1, int(15.75 * GiB), 200e9, 6.4e12 / 256 / 8),
-    "v5p": Chip(3, 1, int(95.73 * GiB), 600e9, 50e9 / 8, "megacore"),
-    "v6e": Chip(2, 1, int(31.24 * GiB), 400e9, 100e9 / 8),
-    "tpu7x": Chip(3, 2, int(94.74 * GiB), 600e9, 100e9 / 8),
+    "v4": Chip(3, 1, int(30.75 * GiB), 1.1e15 / 4096, None, 4096, "megacore"),
+    "v5e": Chip(2, 1, int(15.75 * GiB), 200e9, 6.4e12 / 256 / 8, 256),
+    "v5p": Chip(3, 1, int(95.73 * GiB), 600e9, 50e9 / 8, 6144, "megacore"),
+    "v6e": Chip(2, 1, int(31.24 * GiB), 400e9, 100e9 / 8, 256),
+    "tpu7x": Chip(3, 2, int(94.74 * GiB), 600e9, 100e9 / 8, 9216),
 }
 HOST = (2, 2, 1)  # chips of one host, by dim
 
@@ -104,6 +106,8 @@ def parse(name: str, num_slices: int = 1) -> Topology:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or len(shape.split("x")) != chip.torus:
         raise ValueError(f"--topology {name}: a {generation} slice has {chip.torus} dims. Write {generation}:{example}, say.")
     sizes = tuple(map(int, shape.split("x")))
+    if math.prod(sizes) > chip.pod:
+        raise ValueError(f"--topology {name}: the largest {generation} slice has {chip.pod:,} chips. Take several: --num-slices.")
     if num_slices < 1:
         raise ValueError(f"--num-slices {num_slices} is not a number of slices. Give 1 or more.")
     good = tuple(-(-size // host) * host for size, host in zip(sizes, HOST, strict=False))

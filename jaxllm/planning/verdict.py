@@ -81,7 +81,13 @@ def remedy(topology: Topology, used: int, state: int, rows: int, remat: str) -> 
     shape = list(topology.shape)
     while used * topology.num_devices > hbm * topology._replace(shape=tuple(shape)).num_devices:
         shape[shape.index(min(shape))] *= 2
-    choices.append(f"{topology._replace(shape=tuple(shape))} with fsdp=-1")
+    larger = topology._replace(shape=tuple(shape))
+    if larger.num_devices <= topology.chip.pod * topology.chip.devices * topology.num_slices:
+        grown = larger.num_devices // topology.num_devices
+        wider = f" and batch_size at least {-(-grown // rows)} times as large" if grown > rows else ""
+        choices.append(f"{larger} with fsdp=-1{wider}")
+    if not choices:
+        return f"No {topology.generation} slice would hold it by proportion. `--search` tries other policies and meshes."
     more = "" if remat == "full" else "; remat=full takes the least memory of the policies"
     return f"By proportion these would fit: {', or '.join(choices)}{more}. `--search` compiles to make sure."
 
@@ -129,8 +135,8 @@ class Plan(NamedTuple):
 
     @property
     def used(self) -> int:
-        """Bytes of one device."""
-        return self.compiled.total
+        """Bytes of one device that hold something at one time: what the compiler refuses a program by."""
+        return self.compiled.live if isinstance(self.compiled, Compiled) else self.compiled.needed
 
     @property
     def left(self) -> int:
@@ -163,14 +169,16 @@ def memory_table(found: Plan) -> Table:
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for name, size in memory(found).items():
         table.add_row(name, f"{size / 1e9:.3f}", f"{size / hbm:.1%}")
-    table.add_row("total", f"{found.used / 1e9:.3f}", f"{found.used / hbm:.1%}", style="bold")
+    total = found.compiled.total if isinstance(found.compiled, Compiled) else found.used
+    table.add_row("all of it, laid out", f"{total / 1e9:.3f}", f"{total / hbm:.1%}")
+    table.add_row("in use at one time", f"{found.used / 1e9:.3f}", f"{found.used / hbm:.1%}", style="bold")
     for tensor in found.compiled.largest[:5]:
         table.add_row(f"  {tensor.shape} {tensor.source or tensor.operation[-60:]}", f"{tensor.num_bytes / 1e9:.3f}", "", style="dim")
     return table
 
 
 def memory(found: Plan) -> dict[str, int]:
-    """Group -> bytes of one device, largest first; they add up to what it uses."""
+    """Group -> bytes of one device, largest first; they add up to what is laid out for it."""
     if isinstance(found.compiled, OutOfMemory):
         return {"everything else": found.used - found.state, "parameters and optimizer": found.state}
     return dict(sorted(((name, size) for name, size in found.compiled.memory.items() if size), key=lambda item: -item[1]))
@@ -206,8 +214,8 @@ def record(found: Plan) -> dict[str, Any]:
         "topology": str(found.topology),
         "devices": found.topology.num_devices,
         "hbm_bytes": found.topology.chip.hbm,
-        "total_bytes": found.used,
-        "live_bytes": compiled.live if isinstance(compiled, Compiled) else None,
+        "used_bytes": found.used,
+        "laid_out_bytes": compiled.total if isinstance(compiled, Compiled) else None,
         "fits": found.left >= 0,
         "memory_bytes": memory(found),
         "collectives": [flow._asdict() for flow in found.flows],

@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from jaxllm.planning import topologies
 from jaxllm.planning.compiled import OutOfMemory, compile_program, local_bytes
-from jaxllm.planning.roofline import RECOMPUTED, roofline
+from jaxllm.planning.roofline import roofline
 from jaxllm.planning.search import Choice, Outcome, search
 from jaxllm.planning.verdict import HEADINGS, Plan, flow_rows, flow_table, flows, fsdp_minimum, lines, memory, memory_table, record
 from jaxllm.stages import page, pretrain, setup
@@ -22,7 +21,7 @@ from jaxllm.stages.config import load
 
 MISFIT = 1
 GROUPS = {"params": "parameters", "opt_state": "optimizer", "ema": "moving average"}
-SEARCHED = ("none", "minimal", "dots", "offload", "full")  # remat policies
+SEARCHED = ("none", "minimal", "dots", "offload", "full")  # remat policies, the most memory first
 
 
 def group(path: str) -> str:
@@ -33,7 +32,7 @@ def group(path: str) -> str:
 
 def plan(config: ConfigDict, topology: topologies.Topology) -> list[Plan]:
     """What each program of this config takes on this topology, and how fast it can be."""
-    from jaxllm.models.counts import training_flops
+    from jaxllm.models.counts import recomputed_flops, training_flops
     from jaxllm.parallel import rules
     from jaxllm.training.step import jit_step
     from jaxllm.training.throughput import peak_flops
@@ -45,7 +44,9 @@ def plan(config: ConfigDict, topology: topologies.Topology) -> list[Plan]:
         itemsize = jax.numpy.dtype(setup.compute_dtype(config)).itemsize
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     assert peak is not None, mesh.devices.flat[0].device_kind
-    flops = training_flops(shape, config.sequence_length) * config.batch_size * config.sequence_length / mesh.size
+    tokens = config.batch_size * config.sequence_length / mesh.size
+    flops = training_flops(shape, config.sequence_length) * tokens
+    again = recomputed_flops(shape, config.sequence_length, config.remat) * tokens
     flags, found = setup.compiler_options(config, mesh), []
     rows = config.batch_size // config.microbatches // (mesh.shape["replica"] * mesh.shape["fsdp"])
     asked = (config.batch_size * config.sequence_length, rows, config.remat)
@@ -57,7 +58,7 @@ def plan(config: ConfigDict, topology: topologies.Topology) -> list[Plan]:
             found.append(Plan(topology, name, error, None, [], flags, state, *asked))
             continue
         minimum = _minimum(arguments[0].params, dict(mesh.shape), itemsize, config.microbatches)
-        speed = roofline(topology, peak, flops, config.remat, compiled.collectives)
+        speed = roofline(topology, peak, flops, again, compiled.collectives)
         found.append(Plan(topology, name, compiled, speed, flows(compiled, topology.num_slices, minimum), flags, state, *asked))
     return found
 
@@ -77,10 +78,12 @@ def _minimum(params: Any, sizes: Mapping[str, int], itemsize: int, microbatches:
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm plan --config F --topology v5p:4x4x4`; 0: it fits, 1: it does not."""
     topology = topologies.parse(args.topology, args.num_slices)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler for TPUs is asked for by name
+    jax.config.update("jax_platforms", "cpu")  # the compiler for TPUs is asked for by name
     config = load(args.config, overrides)
     console = Console()
-    if args.search:
+    if args.search is not None:
+        if args.search < 1:
+            raise ValueError(f"--search {args.search} compiles nothing. Give 1 or more.")
         return _search(config, topology, args.search, console)
     console.print(f"Compiling for {topology} ({topology.num_devices} devices) ...")
     plans = plan(config, topology)
@@ -126,23 +129,33 @@ def choices(config: ConfigDict, topology: topologies.Topology, shape: Any, items
     """
     from jaxllm.models import counts
 
-    found, chip, tokens = [], topology.chip, config.batch_size * config.sequence_length
-    products = counts.training_flops(shape, config.sequence_length) * tokens / topology.num_devices / peak
+    found, chip, T = [], topology.chip, config.sequence_length
+    per_slice, tokens = topology.num_devices // topology.num_slices, config.batch_size * T / topology.num_devices
     stem = shape.vocab_size * shape.width * (1 if shape.tied_embeddings else 2)
-    for tensor in (1, 2, 4, 8):
-        ways = topology.num_devices // topology.num_slices // tensor
+    dims = (shape.num_heads, shape.mlp_width, shape.vocab_size, per_slice)
+    for tensor in (ways for ways in (1, 2, 4, 8) if all(dim % ways == 0 for dim in dims)):
+        ways = per_slice // tensor
         rows = config.batch_size / (topology.num_slices * ways)
         for parts in (parts for parts in (1, 2, 4, 8, 16, 32) if rows >= parts and rows % parts == 0):
             weights = (counts.parameters(shape) - stem) * itemsize // tensor, stem * itemsize // tensor
             sent = sum(fsdp_minimum(*weights, weights[0] + stem * 4 // tensor, ways, parts).values())
-            activations = rows * config.sequence_length * shape.width * itemsize
             for remat in SEARCHED:
-                sums = shape.num_layers * (6 if RECOMPUTED[remat] > 3 else 4) * 2 * (tensor - 1) / tensor * activations
-                bound = max(products * RECOMPUTED[remat] / 3, (sent + sums) * chip.devices / chip.ici_rate)
+                again = counts.recomputed_flops(shape, T, remat)
+                sums = shape.num_layers * (5 if remat in ("full", "offload") and shape.block == "sequential" else 4)
+                sent_inside = sent + sums * 2 * (tensor - 1) / tensor * rows * T * shape.width * itemsize
+                products = (counts.training_flops(shape, T) + again) * tokens / peak
                 sizes = {"replica": topology.num_slices, "fsdp": ways, "tensor": tensor, "context": 1}
                 overrides: dict[str, object] = {"remat": remat, "microbatches": parts}
-                found.append(Choice(overrides | {f"parallel.{axis}": size for axis, size in sizes.items()}, bound))
+                overrides |= {f"parallel.{axis}": size for axis, size in sizes.items()}
+                found.append(Choice(overrides, max(products, sent_inside * chip.devices / chip.ici_rate)))
     return found
+
+
+def needs_less(choice: Choice, other: Choice) -> bool:
+    """Whether a choice may need less memory than another: by its policy, its microbatches, or by other tensor ways."""
+    a, b = choice.overrides, other.overrides
+    by_policy = SEARCHED.index(str(a["remat"])) > SEARCHED.index(str(b["remat"]))
+    return by_policy or int(str(a["microbatches"])) > int(str(b["microbatches"])) or a["parallel.tensor"] != b["parallel.tensor"]
 
 
 def _search(config: ConfigDict, topology: topologies.Topology, limit: int, console: Console) -> int:
@@ -168,11 +181,11 @@ def _search(config: ConfigDict, topology: topologies.Topology, limit: int, conso
         console.print(f"{said}: {found.used / 1e9:.1f} GB, {fits}", soft_wrap=True, markup=False)
         return Outcome(found.left >= 0, seconds, found.used)
 
-    tried, missed = search(choices(config, topology, shape, itemsize, peak), evaluate, limit)
+    tried, missed = search(choices(config, topology, shape, itemsize, peak), evaluate, limit, needs_less)
     if missed:
         console.print(f"{missed} more that could be faster were not compiled: give --search a larger number than {limit}.")
     if not tried or not tried[0][1].fits:
-        console.print(f"None of {len(tried)} choices fits on {topology}. Take a larger slice.")
+        console.print(f"None of {len(tried)} choices fits on {topology}." + ("" if missed else " Take a larger slice."))
         return MISFIT
     overrides = " ".join(f"--config.{key}={value}" for key, value in tried[0][0].overrides.items())
     console.print(f"The fastest that fits, by its roofline: {overrides}", soft_wrap=True, markup=False)

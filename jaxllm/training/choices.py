@@ -2,11 +2,21 @@
 
 import difflib
 import inspect
+import math
+import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 Row = TypeVar("Row")
+KINDS: dict[type, type] = {bool: bool, int: numbers.Integral, float: numbers.Real, str: str}  # numpy's numbers are numbers
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}  # what an option is, by the type of its default
+
+
+def is_kind(value: Any, kind: type) -> bool:
+    """Whether a value is of the kind: a whole number is a number, True is neither, and a number must be finite."""
+    if kind is not bool and isinstance(value, bool):
+        return False
+    return isinstance(value, KINDS[kind]) and (kind is not float or math.isfinite(value))  # type: ignore[arg-type]
 
 
 def choose(table: Mapping[str, Row], name: str, what: str) -> Row:
@@ -32,14 +42,14 @@ def check_options(maker: Callable, given: Mapping[str, Any], what: str, fixed: t
     Raises:
       ValueError: an unknown option, or such a value.
     """
-    options = {name: parameter.default for name, parameter in inspect.signature(maker).parameters.items() if name not in fixed}
+    options = {name: parameter for name, parameter in inspect.signature(maker).parameters.items() if name not in fixed}
     for name, value in given.items():
         if name not in options:
             raise ValueError(f"{what} has no option {name!r}. Its options: {', '.join(options) or 'none'}.{nearest(name, options)}")
-        kind = type(options[name])
-        whole = type(value) is int and kind is float  # a whole number is a number, True is neither
-        if kind in WORDS and value is not None and type(value) is not kind and not whole:
-            raise ValueError(f"{what} has {name}={value!r}, which is not {WORDS[kind]} (default: {options[name]!r}).")
+        default, no_value = options[name].default, type(None) in get_args(options[name].annotation)
+        kind = type(default) if default is not None else str if name.endswith("dtype") else None
+        if kind in KINDS and not (value is None and (default is None or no_value)) and not is_kind(value, kind):
+            raise ValueError(f"{what} has {name}={value!r}, which is not {WORDS[kind]} (default: {default!r}).")
 
 
 def nearest(name: str, names: Any) -> str:

@@ -62,7 +62,7 @@ def muon(
     nesterov=True,
     ns_steps=5,
     ns_dtype="float32",
-    rms=0.2,
+    rms: float | None = 0.2,
     b1=0.9,
     b2=0.95,
     eps=1e-8,

@@ -1,5 +1,6 @@
 """ModelConfig refuses what makes no model, by name and with the remedy, and is otherwise a plain hashable record."""
 
+import numpy as np
 import pytest
 
 from jaxllm.models.config import ModelConfig
@@ -15,6 +16,7 @@ WRONG = [
     ({"attention_softcap": "abc"}, "model.attention_softcap='abc' is not a number"),
     ({"tied_embeddings": 1}, "model.tied_embeddings=1 is not True or False"),
     ({"layer_pattern": "local"}, "model.layer_pattern='local' is not a list of layer kinds"),
+    ({"rope_scaling": (1, 2)}, "is not a table or None"),
     ({"rope_scaling": 5}, "model.rope_scaling=5 is not a table or None"),
     ({"layer_pattern": ("local",), "window": 1.5}, "model.window=1.5 is not a whole number"),
     ({"activation": "swish"}, "Unknown model.activation='swish'. Choose one of: silu"),
@@ -86,3 +88,11 @@ def test_layers_follow_the_pattern(layers, repeats, rest):
     config = ModelConfig(**{**BASE, "num_layers": layers}, layer_pattern=("local", "local", "global"), window=4)
     assert (config.num_repeats, config.remainder) == (repeats, rest)
     assert [config.layer_kind(i) for i in range(layers)] == (["local", "local", "global"] * 3)[:layers]
+
+
+def test_numbers_of_numpy_and_tables_from_json_are_taken():
+    config = ModelConfig(
+        **{**BASE, "width": np.int64(32)}, norm_epsilon=np.float64(1e-5), rope_scaling=[["rope_type", "linear"], ["factor", 2]]
+    )
+    assert config.width == 32 and config.rope_scaling_dict == {"rope_type": "linear", "factor": 2}
+    assert ModelConfig(**BASE, rope_scaling=[]).rope_scaling is None

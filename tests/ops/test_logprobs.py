@@ -160,13 +160,15 @@ def test_rows_and_length_that_the_mesh_does_not_divide():
         agree(ours(*case, chunk=4), in_numpy(*case))
 
 
-def test_the_kernels_gradient_leaves_cut_as_it_is_stored():
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_the_kernels_gradient_leaves_cut_as_it_is_stored(is_fused):
     hidden, kernel, _, targets, _ = (
         None if x is None else jnp.asarray(x, jnp.int32 if x.dtype.kind == "i" else jnp.float32) for x in make(64)
     )
     mesh = make_mesh({"fsdp": 2, "tensor": 4})
     with jax.set_mesh(mesh):
-        grad = jax.jit(jax.grad(lambda kernel: jnp.sum(token_log_probs(hidden, kernel, targets).log_probs)))(kernel)
+        loss = by_loss if is_fused else by_token
+        grad = jax.jit(jax.grad(lambda kernel: loss(hidden, kernel, targets, None)))(kernel)
     assert grad.sharding.is_equivalent_to(jax.NamedSharding(mesh, P("fsdp", "tensor")), 2)
 
 
@@ -189,6 +191,19 @@ def test_bfloat16_is_close():
     expected = in_numpy(*rounded, *case[2:])
     np.testing.assert_allclose(values.log_probs, expected[0][0], atol=1e-4)  # from rounded inputs on, values are float32
     for got, wanted in zip(grads[:2], expected[1][:2], strict=True):
+        assert got.dtype == jnp.bfloat16
+        assert np.linalg.norm(np.asarray(got, np.float64) - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def test_the_fused_loss_in_bfloat16_is_close_and_what_weighs_nothing_trains_nothing():
+    *case, weights = make(37)
+    weights = np.where(np.arange(T) % 3 == 0, 0.0, weights[0])
+    rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in case[:2]]
+    total, (_, grads) = fused(*case, weights, 1e-2, dtype=jnp.bfloat16, chunk=16)
+    expected = fused_in_numpy(*rounded, *case[2:], weights, 1e-2)
+    assert float(total) == pytest.approx(expected[0], rel=1e-4)
+    assert np.all(np.asarray(grads[0], np.float32)[:, ::3] == 0)
+    for got, wanted in zip(grads[:2], expected[1][1][:2], strict=True):
         assert got.dtype == jnp.bfloat16
         assert np.linalg.norm(np.asarray(got, np.float64) - wanted) < 0.01 * np.linalg.norm(wanted)
 

@@ -37,6 +37,7 @@ def test_which_dims_are_rings(name, wrap):
         ("v5p:4x4", 1, "a v5p slice has 3 dims. Write v5p:4x4x4"),
         ("v6e:8x", 1, "a v6e slice has 2 dims"),
         ("v6e:3x8", 1, "Choose v6e:4x8"),
+        ("v5e:16x32", 1, "the largest v5e slice has 256 chips. Take several: --num-slices"),
         ("v6e:8x8", 0, "--num-slices 0 is not a number of slices"),
     ],
 )
@@ -60,16 +61,23 @@ def test_the_longest_of_products_and_links_is_the_step():
     """16 chips; 1 GB gathered over fsdp 100 times: 15/16 of it into 200 GB/s; the replica's sum crosses DCN only with several slices."""
     gather = Collective("all-gather", ("fsdp",), 10**9, 100, 16, "", "")
     crossing = Collective("all-reduce", ("replica",), 10**9, 1, 2, "", "")
-    one = roofline(parse("v5e:4x4"), 197e12, 197e12, "full", [gather, crossing])
-    assert one.products == pytest.approx(4 / 3) and one.dcn == 0
+    one = roofline(parse("v5e:4x4"), 197e12, 197e12, 197e12 / 4, [gather, crossing])
+    assert one.products == pytest.approx(5 / 4) and one.dcn == 0
     assert one.ici == pytest.approx((100 * 15 / 16 + 1) * 1e9 / 200e9)
     assert one.step == max(one.products, one.ici) and one.mfu == pytest.approx(1 / one.step)
-    two = roofline(parse("v5e:4x4", 2), 197e12, 197e12, "none", [gather, crossing])
+    two = roofline(parse("v5e:4x4", 2), 197e12, 197e12, 0.0, [gather, crossing])
     assert two.products == pytest.approx(1) and two.dcn == pytest.approx(1e9 / 3.125e9)  # 25 Gbit/s a chip
-    unknown = roofline(parse("v4:4x4x4", 2), 275e12, 275e12, "none", [crossing])
+    unknown = roofline(parse("v4:4x4x4", 2), 275e12, 275e12, 0.0, [crossing])
     assert unknown.dcn is None and unknown.step == 1
+
+
+def test_a_sum_over_slices_and_inside_them_crosses_with_a_share():
+    """1 GB summed over 2 slices of 16: inside each slice first, then a sixteenth of it by each device between them."""
+    both = Collective("all-reduce", ("replica", "fsdp"), 10**9, 1, 32, "", "")
+    found = roofline(parse("v5e:4x4", 2), 197e12, 0.0, 0.0, [both])
+    assert found.dcn == pytest.approx(1e9 / 16 / 3.125e9) and found.ici == pytest.approx(2 * 15 / 16 * 1e9 / 200e9)
 
 
 def test_two_devices_share_the_links_of_a_chip():
     gather = Collective("all-gather", ("fsdp",), 10**9, 1, 2, "", "")
-    assert roofline(parse("tpu7x:4x4x4"), 1.0, 0.0, "none", [gather]).ici == pytest.approx(2 * 0.5e9 / 600e9)
+    assert roofline(parse("tpu7x:4x4x4"), 1.0, 0.0, 0.0, [gather]).ici == pytest.approx(2 * 0.5e9 / 600e9)

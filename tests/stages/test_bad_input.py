@@ -69,6 +69,8 @@ MISTAKES = {
         "A warm-up of 1.5 steps does not fit a run of 2. Give a whole",
     ),
     "an option of words": (["--config.optimizer.options.b1=x"], "'adamw' has b1='x', which is not a number (default: 0.9)"),
+    "an option of nothing": (["--config.optimizer.options.eps=none"], "'adamw' has eps=None, which is not a number (default: 1e-08)"),
+    "a threshold of True": (["--config.data.filters={'max_line_length': True}"], "data.filters.max_line_length=True is not a number"),
     "nothing orthogonal": (
         ["--config.optimizer.name=muon", "--config.optimizer.options.ns_steps=0"],
         "Muon with ns_steps=0 makes nothing orthogonal. Give 1 or more",

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_told_with_what_would(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "train_step does not fit" in said and re.search(r"would fit: v5e:\d+x\d+ with fsdp=-1", said), said
     (record,) = json.loads((tmp_path / "p.json").read_text())
-    assert not record["fits"] and record["total_bytes"] > record["hbm_bytes"]
+    assert not record["fits"] and record["used_bytes"] > record["hbm_bytes"]
     assert "<svg" in (tmp_path / "p.html").read_text()
 
 

@@ -228,3 +228,13 @@ def test_the_average_of_bfloat16_parameters_moves_by_less_than_their_rounding():
     for _ in range(100):
         state, _ = step(state, {}, {})
     np.testing.assert_allclose(state.ema["w"] - 1, 0.001 * 0.999**100, rtol=2e-3)
+
+
+def test_compiler_options_reach_the_compiler():
+    made, mesh = make_optimizer("adamw", 1e-2, axes=toy.AXES), mesh_of("one")
+    step = make_step(toy.loss, toy.totals, made, axes=toy.AXES)
+    with jax.set_mesh(mesh):
+        state = create(toy.init, made, mesh, toy.AXES)
+        lowered = jit_step(step, state, {"xla_no_such_option": True}).lower(state, None, toy.make_batch())
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+            lowered.compile()
