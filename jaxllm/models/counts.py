@@ -57,7 +57,7 @@ def forward_flops(config: ModelConfig, sequence_length: int, *, causal: bool = T
     return 2.0 * matmul_parameters(config) + 4.0 * config.num_heads * config.head_size * pairs / T  # q.k and probabilities.v, 2 each
 
 
-def recomputed_flops(config: ModelConfig, sequence_length: int, remat: str) -> float:
+def recomputed_flops(config: ModelConfig, sequence_length: int, remat: str, *, causal: bool = True) -> float:
     """FLOPs per token that a remat policy runs a second time, at least; see `models.remat`.
 
     A block's last product is never run again, nor is the head; attention's output projection only where a later part of the block reads it.
@@ -65,7 +65,7 @@ def recomputed_flops(config: ModelConfig, sequence_length: int, remat: str) -> f
     if remat in ("none", "minimal"):
         return 0.0
     D, H, L = config.width, config.head_size, config.num_layers
-    attention = forward_flops(config, sequence_length) - 2.0 * matmul_parameters(config)
+    attention = forward_flops(config, sequence_length, causal=causal) - 2.0 * matmul_parameters(config)
     if remat == "dots":
         return attention
     projections = 0 if remat == "offload" else D * H * (config.num_heads + 2 * config.num_groups)
