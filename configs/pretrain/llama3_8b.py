@@ -8,8 +8,8 @@ Write the tokens first with `jaxllm prepare` and Llama 3's tokenizer.json.  It n
 
 from ml_collections import ConfigDict
 
-# By the compiler, not measured: `python -m benchmarks.plans` (2026-11-22, libtpu 0.0.50.1). GB in use at one time on a device, GB that it sends in a step, and
-# the least seconds of a step by the roofline.
+# By the compiler, not measured: `python -m benchmarks.plans` (2026-11-22, libtpu 0.0.50.1). GB in use at one time on a device, GB that it
+# sends in a step, and the least seconds of a step by the roofline.
 PLANNED = {"topology": "v5p:4x4x4", "hbm_gb": 33.42, "sent_gb": 65.31, "step_seconds": 9.11}
 
 
