@@ -240,8 +240,7 @@ SPEC_KEYS = {
     "tokenizer.json": ("path", "eos", "bos", "pad"),
 }
 SPEC_KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # of the keys that are no words
-    "vocab_size": ((int,), "a whole number"),
-    "sample_bytes": ((int,), "a whole number"),
+    **dict.fromkeys(("vocab_size", "sample_bytes"), ((int,), "a whole number")),
     "character_coverage": ((int, float), "a number"),
     "user_symbols": ((list, tuple), "a list of words"),
 }
@@ -256,18 +255,17 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: an unknown kind or key, a value of the wrong kind, or neither a path nor a vocabulary size.
     """
-    clean = {key: value for key, value in dict(spec).items() if value is not None and value != "" and value != ()}
+    clean = {key: value for key, value in dict(spec).items() if value not in (None, "", ())}
     kind = clean.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"Unknown data.tokenizer.kind {kind!r}. Choose from: {', '.join(KINDS)}.")
     every = {"kind", *(key for keys in SPEC_KEYS.values() for key in keys)}
-    unknown = sorted(set(clean) - every)
-    if unknown:
+    if unknown := sorted(set(clean) - every):
         raise ValueError(f"Unknown key data.tokenizer.{unknown[0]}. Choose from: {', '.join(sorted(every))}.")
     for key, value in clean.items():
         kinds, words = SPEC_KINDS.get(key, ((str, os.PathLike), "a word"))
-        whole = isinstance(value, float) and value.is_integer() and int in kinds  # 1e6
-        if not (isinstance(value, kinds) or whole) or isinstance(value, bool):
+        clean[key] = value = int(value) if kinds == (int,) and isinstance(value, float) and value.is_integer() else value  # 1e6
+        if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"data.tokenizer.{key}={value!r} is not {words}.")
     clean = {key: value for key, value in clean.items() if key in ("kind", *SPEC_KEYS[kind])}
     if kind == "bytes":

@@ -22,22 +22,20 @@ class Outcome(NamedTuple):
     Attributes:
       fits: whether it does.
       seconds: of a step, at least.
-      used: bytes of one device.
     """
 
     fits: bool
     seconds: float
-    used: int
 
 
 def search(
-    choices: Sequence[Choice], evaluate: Callable[[Choice], Outcome], limit: int, needs_less: Callable[[Choice, Choice], bool]
+    choices: Sequence[Choice], evaluate: Callable[[Choice], Outcome | None], limit: int, needs_less: Callable[[Choice, Choice], bool]
 ) -> tuple[list[tuple[Choice, Outcome]], int]:
     """Evaluates choices in the order of their bounds until none that is left can be faster than the best that fits.
 
     Args:
       choices: in any order; of equal bounds the earlier comes first.
-      evaluate: compiles one.
+      evaluate: compiles one; None: it cannot be compiled, which says nothing of the others.
       limit: how many are evaluated at most.
       needs_less: whether the first of two choices may need less memory than the second: one that surely needs as much as what did not fit
         is passed over.
@@ -46,12 +44,14 @@ def search(
       What was evaluated: first those that fit, the fastest first, then the others. And how many that could be faster were not evaluated.
     """
     tried: list[tuple[Choice, Outcome]] = []
-    best, left = float("inf"), sorted(choices, key=lambda choice: choice.bound)
-    while left and left[0].bound < best and len(tried) < limit:
+    best, count, left = float("inf"), 0, sorted(choices, key=lambda choice: choice.bound)
+    while left and left[0].bound < best and count < limit:
         choice = left.pop(0)
         if any(not outcome.fits and not needs_less(choice, other) for other, outcome in tried):
             continue
-        outcome = evaluate(choice)
+        count, outcome = count + 1, evaluate(choice)
+        if outcome is None:
+            continue
         tried.append((choice, outcome))
         if outcome.fits:
             best = min(best, outcome.seconds)

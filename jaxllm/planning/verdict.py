@@ -207,23 +207,22 @@ def flow_table(found: Plan) -> Table:
 
 def record(found: Plan) -> dict[str, Any]:
     """Everything as JSON."""
-    compiled = found.compiled
-    fitting = isinstance(compiled, Compiled)
+    compiled = found.compiled if isinstance(found.compiled, Compiled) else None
     return {
         "program": found.name,
         "topology": str(found.topology),
         "devices": found.topology.num_devices,
         "hbm_bytes": found.topology.chip.hbm,
         "used_bytes": found.used,
-        "laid_out_bytes": compiled.total if isinstance(compiled, Compiled) else None,
+        "laid_out_bytes": compiled.total if compiled else None,
         "fits": found.left >= 0,
         "memory_bytes": memory(found),
         "collectives": [flow._asdict() for flow in found.flows],
-        "largest": [tensor._asdict() for tensor in compiled.largest],
-        "replicated": compiled.replicated if isinstance(compiled, Compiled) else [],
-        "gathered_calls": compiled.gathered_calls if isinstance(compiled, Compiled) else [],
-        "operations": compiled.operations if isinstance(compiled, Compiled) else {},
+        "largest": [tensor._asdict() for tensor in found.compiled.largest],
+        "replicated": compiled.replicated if compiled else [],
+        "gathered_calls": compiled.gathered_calls if compiled else [],
+        "operations": compiled.operations if compiled else {},
         "compiler_options": found.flags,
-        "roofline_seconds": found.speed._asdict() if found.speed else None,
-        "compile_seconds": round(compiled.seconds, 1) if fitting and isinstance(compiled, Compiled) else None,
+        "roofline": found.speed._asdict() if found.speed else None,
+        "compile_seconds": round(compiled.seconds, 1) if compiled else None,
     }

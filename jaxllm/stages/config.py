@@ -161,7 +161,7 @@ def convert(key: str, value: Any, spec: Key) -> Any:
     return value
 
 
-def resolve(settings: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> ConfigDict:
+def resolve(settings: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """Defaults, then the file's settings, then the overrides, checked key by key.
 
     Returns:

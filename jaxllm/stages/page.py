@@ -49,8 +49,8 @@ def curves(
     return _svg(figure)
 
 
-def bars(sizes: Mapping[str, float], limit: float, unit: str) -> str:
-    """One picture (SVG): a bar made of parts, largest first, against a limit."""
+def bars(sizes: Mapping[str, float], marks: Mapping[str, float], unit: str) -> str:
+    """One picture (SVG): a bar made of parts, largest first, with lines to hold it against."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1.9), layout="constrained")
@@ -58,8 +58,9 @@ def bars(sizes: Mapping[str, float], limit: float, unit: str) -> str:
     for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
         axes.barh([0], [size], left=left, label=f"{name}: {size:,.3g} {unit}", edgecolor="white", linewidth=0.6)
         left += size
-    axes.axvline(limit, color="black", linestyle="--", linewidth=1.2, label=f"there is: {limit:,.3g} {unit}")
-    axes.set(xlim=(0, max(limit, left) * 1.02), yticks=[], xlabel=unit)
+    for style, (name, value) in zip((":", "--", "-"), marks.items(), strict=False):
+        axes.axvline(value, color="black", linestyle=style, linewidth=1.4, label=f"{name}: {value:,.3g} {unit}")
+    axes.set(xlim=(0, max(*marks.values(), left) * 1.02), yticks=[], xlabel=unit)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35))
     return _svg(figure)
 

@@ -17,7 +17,7 @@ from jaxllm.planning.roofline import roofline
 from jaxllm.planning.search import Choice, Outcome, search
 from jaxllm.planning.verdict import HEADINGS, Plan, flow_rows, flow_table, flows, fsdp_minimum, lines, memory, memory_table, record
 from jaxllm.stages import page, pretrain, setup
-from jaxllm.stages.config import load
+from jaxllm.stages.config import load, resolve
 
 MISFIT = 1
 GROUPS = {"params": "parameters", "opt_state": "optimizer", "ema": "moving average"}
@@ -35,15 +35,13 @@ def plan(config: ConfigDict, topology: topologies.Topology) -> list[Plan]:
     from jaxllm.models.counts import recomputed_flops, training_flops
     from jaxllm.parallel import rules
     from jaxllm.training.step import jit_step
-    from jaxllm.training.throughput import peak_flops
 
     mesh = topologies.make_mesh(topology, setup.mesh_sizes(config))
     with rules.under(mesh.abstract_mesh):
         programs = pretrain.programs(config, mesh)
         shape = setup.model_config(config, setup.vocabulary(config))
         itemsize = jax.numpy.dtype(setup.compute_dtype(config)).itemsize
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    assert peak is not None, mesh.devices.flat[0].device_kind
+    peak = _peak(mesh)
     tokens = config.batch_size * config.sequence_length / mesh.size
     flops = training_flops(shape, config.sequence_length) * tokens
     again = recomputed_flops(shape, config.sequence_length, config.remat) * tokens
@@ -63,6 +61,15 @@ def plan(config: ConfigDict, topology: topologies.Topology) -> list[Plan]:
     return found
 
 
+def _peak(mesh: Any) -> float:
+    """Published FLOP/s of one device."""
+    from jaxllm.training.throughput import peak_flops
+
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    assert peak is not None, mesh.devices.flat[0].device_kind
+    return peak
+
+
 def _minimum(params: Any, sizes: Mapping[str, int], itemsize: int, microbatches: int) -> dict[tuple[str, str], float]:
     """The formula of pure FSDP, where the config is that: what docs/decisions.md says travels in which dtype."""
     if any(size > 1 for axis, size in sizes.items() if axis != "fsdp"):
@@ -79,6 +86,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm plan --config F --topology v5p:4x4x4`; 0: it fits, 1: it does not."""
     topology = topologies.parse(args.topology, args.num_slices)
     jax.config.update("jax_platforms", "cpu")  # the compiler for TPUs is asked for by name
+    jax.config.update("jax_enable_compilation_cache", False)  # what was compiled for devices that are not there cannot be read back
     config = load(args.config, overrides)
     console = Console()
     if args.search is not None:
@@ -103,7 +111,12 @@ def html_section(found: Plan) -> str:
     """One program: verdict, pictures, tables."""
     hbm = found.topology.chip.hbm / 1e9
     parts = [f"<h1>{html.escape(found.name)} on {found.topology}</h1>", *(f"<p>{html.escape(line)}</p>" for line in lines(found))]
-    parts += ["<h2>Memory of one device</h2>", page.bars({name: size / 1e9 for name, size in memory(found).items()}, hbm, "GB")]
+    parts += [
+        "<h2>Memory of one device</h2>",
+        page.bars(
+            {name: size / 1e9 for name, size in memory(found).items()}, {"in use at one time": found.used / 1e9, "there is": hbm}, "GB"
+        ),
+    ]
     tensors = [[t.shape, t.source, t.operation[-80:], t.num_bytes / 1e9] for t in found.compiled.largest]
     parts += ["<h2>Largest arrays</h2>", page.table(tensors, ["shape", "made by", "operation", "GB"])]
     if found.speed is not None:
@@ -160,28 +173,25 @@ def needs_less(choice: Choice, other: Choice) -> bool:
 
 def _search(config: ConfigDict, topology: topologies.Topology, limit: int, console: Console) -> int:
     from jaxllm.parallel import rules
-    from jaxllm.training.throughput import peak_flops
 
     mesh = topologies.make_mesh(topology, dict.fromkeys(setup.mesh_sizes(config), 1) | {"fsdp": -1, "replica": topology.num_slices})
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    assert peak is not None
     with rules.under(mesh.abstract_mesh):
         shape, itemsize = setup.model_config(config, setup.vocabulary(config)), jax.numpy.dtype(setup.compute_dtype(config)).itemsize
 
-    def evaluate(choice: Choice) -> Outcome:
+    def evaluate(choice: Choice) -> Outcome | None:
         said = " ".join(f"{key}={value}" for key, value in choice.overrides.items())
         with console.status(f"Compiling {said} ..."):
             try:
-                (found,) = plan(_with(config, choice.overrides), topology)
+                (found,) = plan(resolve(config.to_dict(), choice.overrides), topology)
             except ValueError as error:  # a size that the mesh does not divide, a policy that this slice has not
                 console.print(f"{said}: {error}", soft_wrap=True, markup=False)
-                return Outcome(False, float("inf"), 0)
+                return None
         seconds = found.speed.step if found.speed else float("inf")
         fits = f"fits, at least {seconds:.3g} s a step" if found.left >= 0 else "does not fit"
         console.print(f"{said}: {found.used / 1e9:.1f} GB, {fits}", soft_wrap=True, markup=False)
-        return Outcome(found.left >= 0, seconds, found.used)
+        return Outcome(found.left >= 0, seconds)
 
-    tried, missed = search(choices(config, topology, shape, itemsize, peak), evaluate, limit, needs_less)
+    tried, missed = search(choices(config, topology, shape, itemsize, _peak(mesh)), evaluate, limit, needs_less)
     if missed:
         console.print(f"{missed} more that could be faster were not compiled: give --search a larger number than {limit}.")
     if not tried or not tried[0][1].fits:
@@ -190,14 +200,3 @@ def _search(config: ConfigDict, topology: topologies.Topology, limit: int, conso
     overrides = " ".join(f"--config.{key}={value}" for key, value in tried[0][0].overrides.items())
     console.print(f"The fastest that fits, by its roofline: {overrides}", soft_wrap=True, markup=False)
     return 0
-
-
-def _with(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
-    changed = ConfigDict(config.to_dict())
-    for key, value in overrides.items():
-        *sections, leaf = key.split(".")
-        node = changed
-        for section in sections:
-            node = node[section]
-        node[leaf] = value
-    return changed

@@ -189,3 +189,10 @@ def test_bad_files_and_sizes_say_what_to_do(tmp_path):
         train_sentencepiece(["abc"], vocab_size=1000)
     with pytest.raises(ValueError, match="Choose from: bpe, unigram"):
         train_sentencepiece(SAMPLE, vocab_size=400, model_type="word")
+
+
+def test_a_whole_number_may_be_written_as_1e6():
+    spec = check_spec({"kind": "sentencepiece", "vocab_size": 512.0, "sample_bytes": 1e6})
+    assert (spec["vocab_size"], spec["sample_bytes"]) == (512, 1_000_000) and isinstance(spec["sample_bytes"], int)
+    with pytest.raises(ValueError, match=r"sample_bytes=1000000\.5 is not a whole number"):
+        check_spec({"kind": "sentencepiece", "vocab_size": 512, "sample_bytes": 1000000.5})

@@ -39,7 +39,7 @@ def freely(choice, other):
 
 def test_the_search_stops_where_nothing_faster_is_left():
     """Bounds 1, 2, 3, 4; the first does not fit, the second takes 3.5: the third may be faster and is, the fourth cannot be."""
-    outcomes = {1.0: Outcome(False, 1.0, 9), 2.0: Outcome(True, 3.5, 5), 3.0: Outcome(True, 3.1, 4), 4.0: Outcome(True, 4.0, 1)}
+    outcomes = {1.0: Outcome(False, 1.0), 2.0: Outcome(True, 3.5), 3.0: Outcome(True, 3.1), 4.0: Outcome(True, 4.0)}
     asked = []
 
     def evaluate(choice):
@@ -53,9 +53,9 @@ def test_the_search_stops_where_nothing_faster_is_left():
 
 def test_when_nothing_fits_everything_was_tried():
     choices = [Choice({}, 1.0), Choice({}, 2.0), Choice({}, 3.0)]
-    found, missed = search(choices, lambda choice: Outcome(False, choice.bound, 9), 10, freely)
+    found, missed = search(choices, lambda choice: Outcome(False, choice.bound), 10, freely)
     assert len(found) == 3 and not found[0][1].fits and missed == 0
-    assert search(choices, lambda choice: Outcome(False, choice.bound, 9), 2, freely)[1] == 1
+    assert search(choices, lambda choice: Outcome(False, choice.bound), 2, freely)[1] == 1
 
 
 def test_what_needs_as_much_as_what_did_not_fit_is_passed_over():
@@ -63,11 +63,18 @@ def test_what_needs_as_much_as_what_did_not_fit_is_passed_over():
 
     def evaluate(choice):
         asked.append(choice.overrides["size"])
-        return Outcome(choice.overrides["size"] < 3, choice.bound, 0)
+        return Outcome(choice.overrides["size"] < 3, choice.bound)
 
     choices = [Choice({"size": size}, bound) for bound, size in enumerate((5, 7, 4, 6, 2))]
     found, missed = search(choices, evaluate, 10, lambda a, b: a.overrides["size"] < b.overrides["size"])
     assert asked == [5, 4, 2] and found[0][0].overrides == {"size": 2} and missed == 0
+
+
+def test_what_cannot_be_compiled_rules_out_nothing_else():
+    outcomes = {1.0: None, 2.0: Outcome(True, 2.5)}
+    found, missed = search([Choice({}, 1.0), Choice({}, 2.0)], lambda choice: outcomes[choice.bound], 10, lambda a, b: False)
+    assert [choice.bound for choice, _ in found] == [2.0] and missed == 0
+    assert search([Choice({}, 1.0), Choice({}, 2.0)], lambda choice: outcomes[choice.bound], 1, freely) == ([], 1)
 
 
 def test_choices_are_those_that_the_slice_can_run():

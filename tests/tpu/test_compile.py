@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.__main__ import main
 from jaxllm.ops.blockwise import Rule
 from jaxllm.ops.flash import splash
-from jaxllm.parallel import rules
+from jaxllm.parallel import flags, rules
+from jaxllm.parallel.mesh import AXES
 from jaxllm.planning import topologies
 from jaxllm.planning.compiled import Compiled, compile_program
 from jaxllm.planning.verdict import faults
@@ -65,6 +66,16 @@ def test_pure_fsdp_sends_what_the_formula_says(generation):
     assert sent["all-gather"] == pytest.approx(least["all-gather"], rel=0.01)
     assert sent["reduce-scatter"] + sent["all-reduce"] / 2 == pytest.approx(least["reduce-scatter"], rel=0.05), sent
     assert any("as an all-reduce" in said for said in faults(found.compiled, found.flows)) == (sent["reduce-scatter"] == 0)
+
+
+@pytest.mark.parametrize("generation", topologies.CHIPS)
+def test_every_option_of_the_table_is_taken(generation):
+    name = {2: f"{generation}:2x2", 3: f"{generation}:2x2x1"}[topologies.CHIPS[generation].torus]
+    mesh = topologies.make_mesh(topologies.parse(name), dict.fromkeys(AXES, 1) | {"fsdp": -1})
+    options = flags.compiler_options(mesh.devices.flat[0].device_kind, 2, offload=True)
+    assert len(options) >= len(flags.SLICES) + len(flags.OFFLOAD)
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+    jax.jit(lambda x: x * 2, compiler_options=options).lower(x).compile()
 
 
 def test_several_slices_are_joined_by_dcn():
