@@ -23,13 +23,13 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
-from jaxllm.losses.language import cross_entropy, cross_entropy_totals  # noqa: E402
+from benchmarks.step import train_step  # noqa: E402
 from jaxllm.models.config import ModelConfig  # noqa: E402
 from jaxllm.models.model import Model  # noqa: E402
+from jaxllm.parallel import flags  # noqa: E402
 from jaxllm.parallel.mesh import make_mesh  # noqa: E402
 from jaxllm.training import state as states  # noqa: E402
-from jaxllm.training.optimizers import make_optimizer  # noqa: E402
-from jaxllm.training.step import jit_step, make_step  # noqa: E402
+from jaxllm.training.step import jit_step  # noqa: E402
 
 M, OPT = SPEC["model"], SPEC["opt"]
 DTYPE = SPEC["config"]["dtype"]
@@ -86,20 +86,12 @@ def _unscanned(model: Model) -> Model:
 def main() -> None:
     """Two warm-up steps, then the timed ones; the loss is on the host each step."""
     model, mesh = make_model(), make_mesh()
-    optimizer = make_optimizer(
-        "adamw", OPT["lr"], axes=model.axes(), b1=OPT["beta1"], b2=OPT["beta2"], eps=OPT["eps"], weight_decay=OPT["weight_decay"]
-    )
-
-    def loss(params, frozen, batch, rng):
-        hidden = model.apply(params, batch["tokens"])
-        fused, found = model.fused_cross_entropy(params, hidden, batch["targets"], batch["weights"])
-        return cross_entropy(found.log_probs, found.log_z, batch["weights"], correct=found.correct, fused=fused)
-
-    step = make_step(loss, lambda batch: cross_entropy_totals(batch["weights"]), optimizer, axes=model.axes(), clip_norm=OPT["clip"])
+    names = {"b1": "beta1", "b2": "beta2", "eps": "eps", "weight_decay": "weight_decay", "clip_norm": "clip", "learning_rate": "lr"}
+    optimizer, step = train_step(model, **{ours: OPT[theirs] for ours, theirs in names.items()})
     params = load_params(model)
     with jax.set_mesh(mesh):
         state = states.from_params(params, optimizer, mesh, model.axes())
-        step = jit_step(step, state)
+        step = jit_step(step, state, flags.compiler_options(jax.devices()[0].device_kind))
         del params
         tokens = np.load(f"{SPEC['assets']}/w1_tokens.npy")
         times, losses, first = [], [], 0.0

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.ops.products import project
 from jaxllm.parallel import rules
 
 # The logical names of every parameter's dims, by the last two parts of its name; a scanned layer has "layers" in front.
@@ -134,7 +135,7 @@ class Dense(nn.Module):
 
         def product(kernel, *operands):
             (x,) = operands if self.before is None else (self.before(*operands),)
-            return jnp.einsum(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
+            return project(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
 
         is_again = self.before is not None or (self.compute.regather and _sharded())
         y = (again(product, self.compute) if is_again else product)(kernel, *operands)

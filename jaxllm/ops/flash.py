@@ -1,7 +1,7 @@
 """Fused attention kernels of others, on local blocks: splash attention (Pallas) on TPU, cuDNN on GPU, and what each of them refuses."""
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,32 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from jaxllm.ops.blockwise import RESIDUALS, Rule
-from jaxllm.parallel import rules
+from jaxllm.parallel import flags, rules
 
 if TYPE_CHECKING:
     from jaxllm.ops.attention import Asked
 
-SPLASH_BLOCK = 512  # tokens in a block of splash, or all of a shorter sequence
+SPLASH_BLOCK = 512  # a longer sequence is padded to a multiple of it
 LANES = 128  # a splash block is a multiple of it
+
+
+class Blocks(NamedTuple):
+    """Tokens in a block along queries (`q`) and keys (`kv`): of splash, its gradient of keys and values, that of queries."""
+
+    q: int = SPLASH_BLOCK
+    kv: int = SPLASH_BLOCK
+    q_dkv: int = SPLASH_BLOCK
+    kv_dkv: int = SPLASH_BLOCK
+    q_dq: int = SPLASH_BLOCK
+    kv_dq: int = SPLASH_BLOCK
+
+    def within(self, length: int) -> "Blocks":
+        """The same, each at most `length` and halved until it divides it."""
+        return Blocks(*(next(size >> i for i in range(size) if length % (size >> i) == 0) for size in (min(s, length) for s in self)))
+
+
+# generation -> blocks, where published ones differ from 512: AI-Hypercomputer/maxtext, benchmarks/maxtext_trillium_model_configs.py
+SPLASH_BLOCKS: dict[str | None, Blocks] = {"v6e": Blocks(q=1024, q_dkv=2048, q_dq=2048)}
 
 
 def splash_refuses(asked: "Asked") -> str | None:
@@ -47,7 +66,7 @@ def cudnn_refuses(asked: "Asked") -> str | None:
     return f"its heads are at most 128 and a multiple of 8, not {asked.head_dim}" if asked.head_dim > 128 or asked.head_dim % 8 else None
 
 
-def splash(rule: Rule, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+def splash(rule: Rule, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, blocks: Blocks | None = None) -> jax.Array:
     """Splash attention on local blocks; T is padded to its blocks here. Off a TPU it is interpreted.
 
     Args:
@@ -56,18 +75,19 @@ def splash(rule: Rule, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.A
       k: [B, T, K, H].
       v: [B, T, K, H].
       segments: int32 [B, T], 0 is padding.
+      blocks: None: those of `SPLASH_BLOCKS` for the devices at hand.
 
     Returns:
       [B, T, N, H]; padding gives 0.
     """
     length = q.shape[1]
-    block = min(SPLASH_BLOCK, -(-length // LANES) * LANES)
-    padding = -length % block
+    padding = -length % min(SPLASH_BLOCK, -(-length // LANES) * LANES)
+    blocks = (blocks or SPLASH_BLOCKS.get(flags.generation(rules.device_kind()), Blocks())).within(length + padding)
     pad = lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
     q, k, v = (pad(x).swapaxes(1, 2) for x in (q * rule.scale, k, v))
     ids = pad(segments)
     interpret = rules.platform() != "tpu"
-    kernel = _splash_kernel(q.shape[1], length + padding, block, rule.kind, rule.window, rule.softcap, interpret)
+    kernel = _splash_kernel(q.shape[1], length + padding, blocks, rule.kind, rule.window, rule.softcap, interpret)
     out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, kernels.SegmentIds(ids, ids)))(q, k, v, ids)
     out = out.swapaxes(1, 2)[:, :length]
     return jnp.where((segments != 0)[:, :, None, None], out, 0).astype(
@@ -76,7 +96,7 @@ def splash(rule: Rule, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.A
 
 
 @functools.lru_cache(maxsize=64)
-def _splash_kernel(num_heads: int, length: int, block: int, kind: str, window: int | None, softcap: float | None, interpret: bool):
+def _splash_kernel(num_heads: int, length: int, blocks: Blocks, kind: str, window: int | None, softcap: float | None, interpret: bool):
     """The kernel of one static mask. Cached with its tables on the host: they take seconds to build for long sequences."""
     shape = (length, length)
     if window is not None:
@@ -84,14 +104,12 @@ def _splash_kernel(num_heads: int, length: int, block: int, kind: str, window: i
     else:
         mask = masks.CausalMask(shape) if kind == "causal" else masks.FullMask(shape)
     sizes = kernels.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_q=blocks.q,
+        block_kv=blocks.kv,
+        block_q_dkv=blocks.q_dkv,
+        block_kv_dkv=blocks.kv_dkv,
+        block_q_dq=blocks.q_dq,
+        block_kv_dq=blocks.kv_dq,
     )
     with jax.ensure_compile_time_eval():
         kernel = kernels.make_splash_mha(

@@ -1,4 +1,6 @@
-"""The dtype that a matrix product is asked for, by backend: float32 sums everywhere, and the one place where they are rounded at once."""
+"""How matrix products are asked for: their dtype by backend (float32 sums everywhere), and the order of their operands in gradients."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,3 +21,28 @@ def gradient_dtype(operands: jnp.dtype | str) -> jnp.dtype:
 def multiply(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype | str = "float32") -> jax.Array:
     """`einsum` that comes out in `dtype`."""
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.dtype(dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def project(spec: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`einsum(spec, x, kernel)`, and in its kernel's gradient the smaller of x and the cotangent comes first.
+
+    XLA:CPU writes the first operand of that product transposed, in strides; JAX's own rule always puts the cotangent there.
+    """
+    return jnp.einsum(spec, x, kernel)
+
+
+def _project_forward(spec, x, kernel):
+    return jnp.einsum(spec, x, kernel), (x, kernel)
+
+
+def _project_backward(spec, saved, cotangent):
+    (x, kernel), (operands, y) = saved, spec.split("->")
+    a, b = operands.split(",")
+    first = a if x.size <= cotangent.size else y
+    order = "".join(sorted(b, key=lambda dim: dim not in first))
+    found = jnp.einsum(f"{a},{y}->{order}", x, cotangent)
+    return jnp.einsum(f"{y},{b}->{a}", cotangent, kernel), jnp.einsum(f"{order}->{b}", found)
+
+
+project.defvjp(_project_forward, _project_backward)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 Options = dict[str, str | int | bool]
 
-# device_kind of jax -> generation
+# device_kind of jax -> generation of TPU
 KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -21,6 +21,8 @@ KINDS = {
     "TPU7x": "tpu7x",
 }
 GENERATION: dict[str, Options] = {
+    # docs/performance.md: products that run at the same time halve each other's threads, and need more memory
+    "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
     # apple/axlearn, common/compiler_options.py: on by default from v5 on
     "v4": {"xla_enable_async_all_gather": "true", "xla_enable_async_collective_permute": "true"},
     "v5e": {},
@@ -29,6 +31,14 @@ GENERATION: dict[str, Options] = {
     "v6e": {"xla_tpu_scoped_vmem_limit_kib": "98304"},
     # AI-Hypercomputer/tpu-recipes, training/ironwood/llama3.1-405b
     "tpu7x": {"xla_tpu_scoped_vmem_limit_kib": "65536", "xla_tpu_prefer_async_allgather_to_allreduce": "true"},
+    # NVIDIA/JAX-Toolbox, docs/GPU_performance.md, and NVIDIA's MaxText recipes for the thresholds; without the pipelined collectives, which
+    # XLA took out of its defaults after losses that diverged (openxla/xla#16953).
+    "nvidia": {
+        "xla_gpu_enable_latency_hiding_scheduler": True,
+        "xla_gpu_all_gather_combine_threshold_bytes": 1 << 30,
+        "xla_gpu_all_reduce_combine_threshold_bytes": 1 << 30,
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": 128 << 20,
+    },
 }
 # The gradients' sum between slices runs beside the backward pass: maxtext (DATA_PARALLEL_OVERLAP) and axlearn, as above.
 SLICES: Options = {
@@ -86,7 +96,13 @@ CORRUPTING = (
         True,
         "NaN with a cut sequence and splash attention, jax 0.10.2 (jax-ml/jax#38741)",
     ),
+    Corrupting(("nvidia",), {"xla_gpu_use_memcpy_local_p2p": "true"}, False, "wrong values on 8 GPUs, jax 0.4 (openxla/xla#19555)"),
 )
+
+
+def generation(device_kind: str) -> str | None:
+    """The row of `GENERATION` for a device, as jax calls its kind; None: there is none."""
+    return "nvidia" if device_kind.startswith("NVIDIA") else KINDS.get(device_kind, "cpu" if device_kind == "cpu" else None)
 
 
 def compiler_options(
@@ -101,7 +117,7 @@ def compiler_options(
     """The options for one kind of device.
 
     Args:
-      device_kind: as jax calls it; a kind that is not in `KINDS` gets only what was given.
+      device_kind: as jax calls it; a kind without a row gets only what was given.
       num_slices: slices joined by a data-center network.
       offload: activations travel to the host's memory.
       context: size of the mesh axis of that name.
@@ -111,16 +127,18 @@ def compiler_options(
     Raises:
       ValueError: a combination that is known to corrupt results.
     """
-    generation = KINDS.get(device_kind)
+    row = generation(device_kind)
     options: Options = {}
-    if generation is not None and fast:
-        options = GENERATION[generation] | (SLICES if num_slices > 1 else {}) | (OFFLOAD if offload else {})
+    if row is not None and fast:
+        options = dict(GENERATION[row])
+    if device_kind in KINDS and fast:
+        options |= (SLICES if num_slices > 1 else {}) | (OFFLOAD if offload else {})
     options |= dict(given or {})
     for bad in CORRUPTING:
         set_all = all(_text(options.get(name)) == _text(value) for name, value in bad.options.items())
-        if generation in bad.generations and set_all and (context > 1 or not bad.context):
+        if row in bad.generations and set_all and (context > 1 or not bad.context):
             names = ", ".join(bad.options)
-            raise ValueError(f"On {generation}, {names} is known to corrupt results: {bad.source}. Take it out of xla.options.")
+            raise ValueError(f"On {row}, {names} is known to corrupt results: {bad.source}. Take it out of xla.options.")
     return options
 
 

@@ -141,6 +141,13 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """The kind of devices that the present trace is compiled for, as JAX calls it; found as `platform` finds its own."""
+    mesh = ambient_mesh()
+    device = None if mesh is None else mesh.abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def axis_size(name: str) -> int:
     """How many ways the ambient mesh cuts along this mesh axis (1 outside of a mesh)."""
     mesh = ambient_mesh()

@@ -11,6 +11,8 @@ import pytest
 
 from jaxllm.ops import attention as door
 from jaxllm.ops.attention import KERNELS, attention
+from jaxllm.ops.blockwise import Rule
+from jaxllm.ops.flash import Blocks, splash
 from jaxllm.parallel import rules
 from jaxllm.parallel.mesh import make_mesh
 
@@ -100,6 +102,29 @@ def test_every_kernel_is_the_reference(implementation, length, block, num_kv_hea
         np.testing.assert_allclose(a, b, atol=2e-5)
     assert (got[0][2] == 0).all() and (got[0][1, segments[1] == 0] == 0).all()  # who sees nothing gets nothing
     assert all((grad[2] == 0).all() for grad in got[1:])
+
+
+def test_splash_does_not_depend_on_its_blocks():
+    segments, positions, _ = tokens(500)
+    q, k, v, weights = heads(2, 1, 500)
+    blocks = Blocks(q=512, kv=128, q_dkv=128, kv_dkv=256, q_dq=256, kv_dq=512)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def found(q, k, v):
+        k, v = (jnp.repeat(x, 2, axis=2) for x in (k, v))
+        return jnp.sum(splash(Rule("causal", 130, None, 0.3, 0.0, 0), q, k, v, segments, blocks) * weights)
+
+    def expected(q, k, v):
+        how = {"q_segments": segments, "kv_segments": segments, "q_positions": positions, "kv_positions": positions}
+        return jnp.sum(attention(q, k, v, window=130, scale=0.3, implementation="reference", **how) * weights)
+
+    for a, b in zip(jax.grad(found, (0, 1, 2))(q, k, v), jax.grad(expected, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_blocks_divide_the_sequence():
+    assert Blocks(q=1024, q_dkv=2048).within(1536) == Blocks(512, 512, 1536)
+    assert Blocks().within(384) == Blocks(*[384] * 6)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "splash"])

@@ -1,19 +1,26 @@
 """Compiler flags: by device and slices, the user's own win, and what corrupts results is refused."""
 
+import jax
 import pytest
 
 from jaxllm.parallel.flags import CORRUPTING, GENERATION, KINDS, compiler_options
 
 
 def test_every_generation_has_a_row_and_a_name():
-    assert set(KINDS.values()) == set(GENERATION)
+    assert set(KINDS.values()) | {"nvidia", "cpu"} == set(GENERATION)
 
 
 def test_an_unknown_device_gets_what_was_given_and_nothing_else():
-    assert compiler_options("cpu") == {}
-    assert compiler_options("NVIDIA H200", 2, offload=True, given={"xla_gpu_enable_latency_hiding_scheduler": True}) == {
-        "xla_gpu_enable_latency_hiding_scheduler": True
-    }
+    assert compiler_options("AMD MI300", 2, offload=True, given={"a": True}) == {"a": True}
+
+
+@pytest.mark.parametrize(("kind", "row", "prefix"), [("NVIDIA H200", "nvidia", "xla_gpu_"), ("cpu", "cpu", "xla_cpu_")])
+def test_gpus_and_cpus_get_their_own_and_nothing_of_a_tpu(kind, row, prefix):
+    options = compiler_options(kind, 2, offload=True)
+    assert options == GENERATION[row] and all(name.startswith(prefix) for name in options)
+    jax.jit(lambda x: x, compiler_options=options).lower(1.0).compile()  # every backend reads the names of all of them
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_enable_nothing"):
+        jax.jit(lambda x: x, compiler_options={"xla_gpu_enable_nothing": "true"}).lower(1.0).compile()
 
 
 def test_slices_and_offload_add_their_own():
@@ -31,7 +38,7 @@ def test_the_users_own_win():
 @pytest.mark.parametrize("form", [str, lambda value: value == "true"], ids=["word", "bool"])
 def test_what_corrupts_results_is_refused_where_it_does(bad, form, fast):
     given = {name: form(value) for name, value in bad.options.items()}
-    (kind,) = {next(kind for kind, generation in KINDS.items() if generation in bad.generations)}
+    kind = next((kind for kind, row in KINDS.items() if row in bad.generations), "NVIDIA H200")
     with pytest.raises(ValueError, match=r"known to corrupt results: .*jax"):
         compiler_options(kind, context=2, given=given, fast=fast)
     if bad.context:

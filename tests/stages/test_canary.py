@@ -51,7 +51,7 @@ def test_a_nan_is_infinitely_far():
 
 def test_what_there_is_nothing_to_compare_with():
     with pytest.raises(ValueError, match="no flags for cpu to compare with none"):
-        run({})
+        run({}, xla={"flags": "none"})
     with pytest.raises(ValueError, match="--canary 0 compares nothing"):
         run(HARMLESS, steps=0)
     with pytest.raises(ValueError, match=r"Unknown xla\.flags='quick'\. Choose one of: fast, none"):

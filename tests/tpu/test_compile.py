@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.__main__ import main
 from jaxllm.ops.blockwise import Rule
-from jaxllm.ops.flash import splash
+from jaxllm.ops.flash import SPLASH_BLOCKS, Blocks, splash
 from jaxllm.parallel import flags, rules
 from jaxllm.parallel.mesh import AXES
 from jaxllm.planning import topologies
@@ -76,6 +76,28 @@ def test_every_option_of_the_table_is_taken(generation):
     assert len(options) >= len(flags.SLICES) + len(flags.OFFLOAD)
     x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
     jax.jit(lambda x: x * 2, compiler_options=options).lower(x).compile()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("generation", SLICES)
+def test_the_blocks_of_the_table_fit_the_chip(generation, fast):
+    """Splash at a length that none of the blocks is cut for, forward and backward, with the flags of the table and without."""
+    mesh = topologies.make_mesh(topologies.parse(SLICES[generation]), dict.fromkeys(AXES, 1) | {"fsdp": -1})
+    whole = NamedSharding(mesh, P())
+    qkv = [jax.ShapeDtypeStruct((1, 4096, 4, 128), jnp.bfloat16, sharding=whole)] * 3
+    segments = jax.ShapeDtypeStruct((1, 4096), jnp.int32, sharding=whole)
+    rule = Rule("causal", None, 50.0, 0.1, 0.0, 0)
+
+    def local(q, k, v, segments):
+        return jax.shard_map(lambda *a: splash(rule, *a), in_specs=P(), out_specs=P(), check_vma=False)(q, k, v, segments)
+
+    options = flags.compiler_options(mesh.devices.flat[0].device_kind, fast=fast)
+    with rules.under(mesh.abstract_mesh):
+        f = jax.jit(jax.grad(lambda *a: local(*a).astype(jnp.float32).sum(), (0, 1, 2)), compiler_options=options)
+        text = f.lower(*qkv, segments).compile().as_text()
+    assert text.count("tpu_custom_call") >= 3
+    kind = flags.generation(mesh.devices.flat[0].device_kind)
+    assert kind == generation and SPLASH_BLOCKS.get(kind, Blocks()).within(4096) == SPLASH_BLOCKS.get(kind, Blocks())
 
 
 def test_several_slices_are_joined_by_dcn():

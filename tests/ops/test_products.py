@@ -1,0 +1,45 @@
+"""`project` is einsum: the value and both gradients, with remat and without, for every projection of the models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.ops.products import project
+
+SHAPES = {
+    "btd,dnh->btnh": ((2, 3, 4), (4, 5, 6)),
+    "btnh,nhd->btd": ((2, 3, 5, 6), (5, 6, 4)),
+    "btd,df->btf": ((2, 3, 4), (4, 9)),
+    "btf,fd->btd": ((2, 3, 9), (9, 4)),
+}
+
+
+@pytest.mark.parametrize("spec", SHAPES)
+@pytest.mark.parametrize("remat", [False, True])
+def test_project_is_einsum(spec, remat):
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in SHAPES[spec])
+
+    def loss(multiply):
+        f = lambda x, kernel: jnp.sum(jnp.sin(multiply(spec, x, kernel)))  # noqa: E731
+        return jax.checkpoint(f) if remat else f
+
+    got, expected = (jax.value_and_grad(loss(f), (0, 1))(x, kernel) for f in (project, jnp.einsum))
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
+    for a, b in zip(got[1], expected[1], strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_the_smaller_operand_comes_first_in_the_kernels_gradient():
+    def first(spec):
+        x, kernel = (jnp.ones(shape) for shape in SHAPES[spec])
+        text = jax.make_jaxpr(jax.grad(lambda kernel: jnp.sum(project(spec, x, kernel))))(kernel)
+        products = [[v.aval.size for v in eqn.invars] for eqn in text.eqns if eqn.primitive.name == "dot_general"]
+        (sizes,) = [sizes for sizes in products if kernel.size not in sizes]
+        return sizes
+
+    for spec in SHAPES:
+        small, large = first(spec)
+        assert small <= large, spec
