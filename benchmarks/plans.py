@@ -16,6 +16,11 @@ def configs() -> dict[str, dict[str, Any]]:
     return {path: planned for path, planned in found.items() if planned}
 
 
+def short(value: float) -> float:
+    """Four digits."""
+    return float(f"{value:.4g}")
+
+
 def measure(path: str) -> dict[str, Any]:
     """The same table, from the compiler."""
     from jaxllm.planning import topologies
@@ -25,9 +30,9 @@ def measure(path: str) -> dict[str, Any]:
     said, begin = configs()[path], time.monotonic()
     topology = topologies.parse(said["topology"], said.get("num_slices", 1))
     (found,) = plan.plan(load(path + said.get("arg", "")), topology)
-    speed = {} if found.speed is None else {"step_seconds": round(found.speed.step, 3), "mfu": round(found.speed.mfu, 3)}
-    sent = round(sum(flow.sent for flow in found.flows) / 1e9, 2)
-    return {**said, "hbm_gb": round(found.used / 1e9, 2), "sent_gb": sent, **speed, "seconds": round(time.monotonic() - begin)}
+    speed = {} if found.speed is None else {"step_seconds": short(found.speed.step), "mfu": short(found.speed.mfu)}
+    sent = short(sum(flow.sent for flow in found.flows) / 1e9)
+    return {**said, "hbm_gb": short(found.used / 1e9), "sent_gb": sent, **speed, "seconds": round(time.monotonic() - begin)}
 
 
 def main() -> int:

@@ -196,8 +196,9 @@ def open_prepared(
 
 
 def default_root() -> Path:
-    """Where prepared text and blocks lie when nothing else is said: $JAXLLM_CACHE or ~/.cache/jaxllm."""
-    return Path(os.environ.get("JAXLLM_CACHE") or os.path.expanduser("~/.cache/jaxllm"))
+    """Where prepared text and blocks lie when nothing else is said: $JAXLLM_CACHE, or jaxllm under $XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("JAXLLM_CACHE") or os.path.join(home, "jaxllm"))
 
 
 def _read_index(folder: str) -> dict[str, Any]:

@@ -54,7 +54,12 @@ SHARED: dict[str, Key] = {
     "data.max_bad_share": Key(0.02, float, "share of unreadable records past which prepare stops", resume=True),
     "data.workers": Key(0, int, "processes that prepare data; 0: one per core", resume=True),
     "data.stage_to": Key(None, str, "copy remote token files to this local folder first", resume=True),
-    "data.cache": Key(None, str, "where blocks of remote token files are kept (None: ~/.cache/jaxllm)", resume=True),
+    "data.cache": Key(
+        None,
+        str,
+        "where blocks of remote token files are kept (None: $JAXLLM_CACHE, or jaxllm under $XDG_CACHE_HOME or ~/.cache)",
+        resume=True,
+    ),
     "data.prefetch": Key(2, int, "batches read ahead", resume=True),
     "objective": Key("causal", str, "what is predicted from what: causal (prefix, masked and span come later)"),
     "z_loss": Key(0.0, float, "coefficient of the squared log-normaliser"),

@@ -75,5 +75,6 @@ def _svg(figure: Any) -> str:
 def write(output: os.PathLike | str, title: str, body: str) -> str:
     """Writes the page; returns where it is."""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    epath.Path(output).parent.mkdir(parents=True, exist_ok=True)
     epath.Path(output).write_bytes(f'<!doctype html><html lang="en">{head}{body}</html>'.encode())
     return os.fspath(output)

@@ -76,7 +76,7 @@ def prepare(
         folder, here or remote (left out: a folder under `root`, named by a fingerprint of all of this); `eval_fraction` (0.01, or 0 with
         `eval`); `dedup` (True); `filters` (none, see `filters.make_filters`); `max_bad_share` (0.02); `workers` (the machine's cores); for
         remote folders `stage_to`, `cache`, `cache_bytes` (see `prepared.open_prepared`).
-      root: for folders without a name; None: $JAXLLM_CACHE or ~/.cache/jaxllm.
+      root: for folders without a name; None: see `prepared.default_root`.
       say: takes the lines for people.
       chunk_bytes, bucket_bytes: see `preparation.Options`.
 

@@ -155,8 +155,11 @@ def run(stage: str, config: ConfigDict, folder: str, make_objective: Callable, m
         sums = make_eval_sums(config, made.model, made.prepared.tokenizer.token_bytes())
         with contextlib.closing(make_writer(made, folder)) as writer:
             ended = _train(stage, made, folder, sums, stop, flags, writer)
+    stopped = ended.reason == "stopped"
+    if stopped:
+        hosts.say(f"Stopped and saved at step {ended.step}. Run the same command again to go on from there.")
     hosts.finish()
-    return 75 if ended.reason == "stopped" else 0
+    return 75 if stopped else 0
 
 
 def check_metric(key: str, metric: str | None, sets: Sequence[str]) -> None:

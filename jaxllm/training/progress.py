@@ -37,7 +37,7 @@ class ProgressSink:
 
     def __init__(self, until: int, stream: TextIO | None = None, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic):
         self._until, self._stream, self._every, self._clock = until, stream or sys.stderr, every_seconds, clock
-        self._shown, self._begin, self._skipped = -math.inf, (0, clock()), 0.0
+        self._shown, self._skipped = -math.inf, 0.0
         self._bar: Progress | None = None
         self._task: Any = None
         if self._stream.isatty():
@@ -52,7 +52,7 @@ class ProgressSink:
             self._say(f"step {step}  {what}{record['name']}  " + _pairs(record))
             return
         self._skipped += record.get("skipped") or 0
-        note = self._note(record, now)
+        note = self._note(record)
         if self._bar is not None:
             self._bar.start()
             self._bar.update(self._task, completed=step, note=note)
@@ -63,7 +63,6 @@ class ProgressSink:
             self._say(f"step {step}: {record['skipped']:g} update(s) skipped (non-finite or a spike); {self._skipped:g} in this process")
 
     def rewind(self, to: int) -> None:
-        self._begin = (to, self._clock())
         if self._bar is not None:
             self._bar.update(self._task, completed=to)
 
@@ -74,14 +73,15 @@ class ProgressSink:
         if self._bar is not None:
             self._bar.stop()
 
-    def _note(self, record: Mapping[str, Any], now: float) -> str:
+    def _note(self, record: Mapping[str, Any]) -> str:
         parts = [f"loss {record['loss']:.4f}" if record.get("loss") is not None else "loss not finite"]
         if "tokens_per_second" in record:
             parts.append(f"{compact(record['tokens_per_second'])} tok/s")
         if "mfu" in record:
             parts.append(f"mfu {record['mfu']:.1%}")
-        seconds = record.get("step_seconds") or (now - self._begin[1]) / max(record["step"] - self._begin[0], 1)
-        return "  ".join([*parts, f"eta {duration(seconds * (self._until - record['step']))}"])
+        if "step_seconds" in record:  # not in the first: that one compiled
+            parts.append(f"eta {duration(record['step_seconds'] * (self._until - record['step']))}")
+        return "  ".join(parts)
 
     def _say(self, line: str) -> None:
         if self._bar is not None:

@@ -11,7 +11,7 @@ from jaxllm.__main__ import main
 from jaxllm.data import remote
 from jaxllm.data.formats import Piece, read_piece
 from jaxllm.data.pipeline import Reader
-from jaxllm.data.prepared import open_prepared
+from jaxllm.data.prepared import default_root, open_prepared
 from jaxllm.data.sources import Source, list_files
 from jaxllm.stages.prepare import prepare
 
@@ -212,3 +212,13 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(bucket, local, tmp_path, mo
         context.setattr(Path, "write_bytes", full)
         got = batches(opened)
     equal(got, batches(local))
+
+
+@pytest.mark.parametrize(
+    ("own", "xdg", "expected"),
+    [("/a", "/b", "/a"), (None, "/b", "/b/jaxllm"), (None, "", "~/.cache/jaxllm"), (None, None, "~/.cache/jaxllm")],
+)
+def test_where_token_files_lie_by_default(own, xdg, expected, monkeypatch):
+    for name, value in (("JAXLLM_CACHE", own), ("XDG_CACHE_HOME", xdg)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    assert default_root() == Path(expected).expanduser()

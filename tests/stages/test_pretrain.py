@@ -88,12 +88,13 @@ def test_stopped_and_resumed_is_never_interrupted(stage, settings, tmp_path, mon
     assert len(json.loads((parts / "config.json").read_text())["history"]) == 3
 
 
-def test_the_best_may_be_the_checkpoint_of_a_run_that_was_asked_to_stop(stage, settings, tmp_path, monkeypatch):
+def test_the_best_may_be_the_checkpoint_of_a_run_that_was_asked_to_stop(stage, settings, tmp_path, monkeypatch, capsys):
     words = ["--config.steps=12", "--config.checkpoint.every=4", "--config.eval.every=4", "--config.optimizer.learning_rate=100"]
     words += ["--config.checkpoint.best=lines/loss", "--config.checkpoint.keep=1", "--config.schedule.warmup=0", "--config.eval.batches=1"]
     command = ["pretrain", "--config", settings, "--workdir", tmp_path / "run", *words]
     monkeypatch.setattr(train, "StopRequests", lambda: StopAt(4))
     assert stage(*command) == 75  # saved before step 4 was evaluated
+    assert "Stopped and saved at step 4. Run the same command again" in capsys.readouterr().err
     monkeypatch.undo()
     assert stage(*command) == 0
     scores = {r["step"]: r["loss"] for r in records(tmp_path / "run", "evals") if r["step"]}

@@ -61,6 +61,12 @@ def test_plain_lines_when_it_is_no_terminal():
     assert text[-2].startswith("step 100/100") and text[-1] == "step 100  eval heldout  loss 2.5"
 
 
+def test_nothing_is_foretold_from_the_step_that_compiled():
+    out = io.StringIO()
+    ProgressSink(100, out).write({"step": 1, "loss": 3.0})
+    assert out.getvalue() == "step 1/100  loss 3.0000\n"
+
+
 def test_a_bar_on_a_terminal():
     class Terminal(io.StringIO):
         def isatty(self):
