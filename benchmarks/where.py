@@ -13,13 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-# scope of JAX's op_name -> part; the first that matches
+# pattern in JAX's op_name -> part; the first that matches. What has no name is XLA's own: zeros for what a loop stacks, copies.
 PARTS = {
-    "logits and loss": r"fused_cross_entropy|logprobs|vocabulary",
-    "attention": r"/attention\.|attend|blockwise",
-    "optimizer, clipping": r"update|adam|global_norm|clip",
-    "projections of attention": r"btd|bthd|query|key|value|output",
-    "MLP": r"mlp|gate|down|silu",
+    r"dynamic_update|dynamic_index|broadcast_in_dim$": "loop over layers: slices, stacks, zeros",
+    r"/mlp/": "MLP",
+    r"_projected|_output/": "projections of attention",
+    r"/attention": "attention",
+    r"_norm/": "norms",
+    r"jvp\(\)": "logits and loss",
+    r"jvp": "rest of the model",
+    r"^jit\(step\)/": "optimizer, clipping, counts",
 }
 
 
@@ -94,15 +97,14 @@ def show(own: dict[str, float], text: str, seconds: float, options: argparse.Nam
     for name, spent in sorted(own.items(), key=lambda item: -item[1]):
         line = lines.get(name, "")
         scope = (re.findall(r'op_name="([^"]*)"', line) or [""])[0]
-        part = next((part for part, pattern in PARTS.items() if re.search(pattern, scope)), "other")
+        part = next((part for pattern, part in PARTS.items() if re.search(pattern, scope)), "no name")
         parts[part] += spent / options.steps
     for part, spent in sorted(parts.items(), key=lambda item: -item[1]):
         print(f"{spent:7.3f} s  {spent / seconds:5.1%}  {part}")
     for name, spent in sorted(own.items(), key=lambda item: -item[1])[: options.rows]:
         line = lines.get(name, "")
         scope = (re.findall(r'op_name="([^"]*)"', line) or [""])[0]
-        target = (re.findall(r'custom_call_target="([^"]*)"', line) or [""])[0]
-        print(f"{spent / options.steps:7.3f} s  {name:38} {line.split(' ')[0][:34]:34} {target:18} {scope[-90:]}")
+        print(f"{spent / options.steps:7.3f} s  {name:38} {line.split(' ')[0][:34]:34} {scope[-100:]}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ jaxllm pretrain --config configs/pretrain/depth.py:12 --workdir runs/d12 --confi
 
 from ml_collections import ConfigDict
 
-# By the compiler, not measured: see llama3_8b.py.
-PLANNED = {"topology": "v5e:2x4", "hbm_gb": 0.0, "sent_gb": 0.0, "step_seconds": 0.0}
-
 
 def get_config(arg: str = "12") -> ConfigDict:
     """The argument is the depth; `:tiny` is depth 2 for a few steps, for tests."""

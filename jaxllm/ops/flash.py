@@ -30,7 +30,7 @@ class Blocks(NamedTuple):
     kv_dq: int = SPLASH_BLOCK
 
     def within(self, length: int) -> "Blocks":
-        """The same, each at most `length` and halved until it divides it."""
+        """The same, each at most `length` and halved until it divides it; all are powers of two or `length` itself."""
         return Blocks(*(next(size >> i for i in range(size) if length % (size >> i) == 0) for size in (min(s, length) for s in self)))
 
 

@@ -42,7 +42,10 @@ def _project_backward(spec, saved, cotangent):
     first = a if x.size <= cotangent.size else y
     order = "".join(sorted(b, key=lambda dim: dim not in first))
     found = jnp.einsum(f"{a},{y}->{order}", x, cotangent)
-    return jnp.einsum(f"{y},{b}->{a}", cotangent, kernel), jnp.einsum(f"{order}->{b}", found)
+    if order != b and rules.platform() == "cpu":
+        found = jax.lax.optimization_barrier(found)  # else XLA turns the product round again, to a form whose bfloat16 sums are bfloat16
+    to_x = jnp.einsum(f"{y},{b}->{a}", cotangent, kernel)
+    return to_x.astype(x.dtype), jnp.einsum(f"{order}->{b}", found).astype(kernel.dtype)
 
 
 project.defvjp(_project_forward, _project_backward)

@@ -102,7 +102,7 @@ CORRUPTING = (
 
 def generation(device_kind: str) -> str | None:
     """The row of `GENERATION` for a device, as jax calls its kind; None: there is none."""
-    return "nvidia" if device_kind.startswith("NVIDIA") else KINDS.get(device_kind, "cpu" if device_kind == "cpu" else None)
+    return "nvidia" if device_kind.startswith(("NVIDIA", "Tesla")) else KINDS.get(device_kind, "cpu" if device_kind == "cpu" else None)
 
 
 def compiler_options(

@@ -64,7 +64,7 @@ def compiler_options(config: ConfigDict, mesh: Any) -> dict[str, str | int | boo
         nothing = jax.ShapeDtypeStruct((), "float32", sharding=jax.NamedSharding(mesh, jax.P()))
         try:
             jax.jit(lambda x: x, compiler_options=given).lower(nothing).compile()
-        except jax.errors.JaxRuntimeError as error:
+        except (jax.errors.JaxRuntimeError, TypeError) as error:
             raise ValueError(f"xla.options={given}: the compiler for {devices[0].device_kind} says: {error}") from None
     return flags.compiler_options(
         devices[0].device_kind,

@@ -43,3 +43,19 @@ def test_the_smaller_operand_comes_first_in_the_kernels_gradient():
     for spec in SHAPES:
         small, large = first(spec)
         assert small <= large, spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "x", "kernel"),
+    [
+        ("btd,dnh->btnh", (2, 1024, 128), (128, 4, 32)),
+        ("btnh,nhd->btd", (2, 1024, 4, 32), (4, 32, 128)),
+        ("btd,df->btf", (2, 1024, 128), (128, 344)),
+        ("btf,fd->btd", (2, 1024, 344), (344, 128)),
+    ],
+)
+def test_sums_over_tokens_are_float32(spec, x, kernel):
+    """2048 ones: a sum in bfloat16 would stop at 256."""
+    grads = jax.jit(jax.grad(lambda x, kernel: jnp.sum(project(spec, x, kernel).astype(jnp.float32)), (0, 1)))
+    _, found = grads(jnp.ones(x, jnp.bfloat16), jnp.ones(kernel, jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16 and (found == 2048).all(), found
