@@ -194,7 +194,10 @@ def _search(config: ConfigDict, topology: topologies.Topology, limit: int, conso
     tried, missed = search(choices(config, topology, shape, itemsize, _peak(mesh)), evaluate, limit, needs_less)
     if missed:
         console.print(f"{missed} more that could be faster were not compiled: give --search a larger number than {limit}.")
-    if not tried or not tried[0][1].fits:
+    if not tried:
+        console.print("No choice could be compiled: the lines above say why.")
+        return MISFIT
+    if not tried[0][1].fits:
         console.print(f"None of {len(tried)} choices fits on {topology}." + ("" if missed else " Take a larger slice."))
         return MISFIT
     overrides = " ".join(f"--config.{key}={value}" for key, value in tried[0][0].overrides.items())
