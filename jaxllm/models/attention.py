@@ -9,6 +9,7 @@ from jaxllm.models import cache as caches
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import AXES, Compute, Dense, Norm, standard_deviations
 from jaxllm.ops.attention import attention
+from jaxllm.ops.cached import attend_cached
 from jaxllm.ops.rope import apply_rope, rope_frequencies
 from jaxllm.parallel import rules
 
@@ -18,10 +19,8 @@ class Tokens(NamedTuple):
 
     positions: jax.Array  # int32 [B, T]
     segments: jax.Array | None  # int32 [B, T]; None: every row is one document
-    prefix: jax.Array | None = None  # bool [B, T] or with a cache [B, S], only with kind "prefix"
-    kv_positions: jax.Array | None = None  # int32 [B, S], of what is in the cache; None without one
-    kv_segments: jax.Array | None = None  # int32 [B, S], the same
-    cursor: jax.Array | None = None  # int32 [], where in the cache the T tokens go
+    prefix: jax.Array | None = None  # bool [B, T], only with kind "prefix"
+    place: caches.Place | None = None  # where in the cache the T tokens go; None without one
     rows: jax.Array | None = None  # int32 [B], names of the rows; only with dropout
     rng: jax.Array | None = None  # None: no dropout
 
@@ -38,18 +37,18 @@ class Attention(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, tokens: Tokens, cache: caches.LayerCache | None, rng: jax.Array | None
-    ) -> tuple[jax.Array, caches.LayerCache | None]:
+    def __call__(self, x: jax.Array, tokens: Tokens, cache: caches.Entry | None, rng: jax.Array | None) -> tuple[jax.Array, caches.Entry | None]:
         q, k, v = self._projected(x)
         if self.config.positions == "rope":
             frequencies = self._frequencies()
             q, k = apply_rope(q, tokens.positions, *frequencies), apply_rope(k, tokens.positions, *frequencies)
         if cache is not None:
-            assert tokens.cursor is not None
-            cache = caches.write_layer(cache, k, v, tokens.cursor)
-            k, v = cache
-        y = self._attend(q, k, v, tokens, rng, cached=cache is not None)
+            assert tokens.place is not None
+            cache = caches.write(cache, k, v, tokens.place)
+        if cache is None or self.compute.fresh:
+            y = self._attend(q, k, v, tokens, rng)
+        else:
+            y = self._attend_cached(q, cache, tokens)
         return self._output(rules.constrain(y, "batch", "sequence", "heads", "head_dim")), cache
 
     def _projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -82,7 +81,25 @@ class Attention(nn.Module):
             sequence_length=config.max_positions,
         )
 
-    def _attend(self, q, k, v, tokens: Tokens, rng, cached: bool) -> jax.Array:
+    def _window(self) -> int | None:
+        return self.config.window if self.kind == "local" else None
+
+    def _attend_cached(self, q, cache: caches.Entry, tokens: Tokens) -> jax.Array:
+        config = self.config
+        keys, values, held = caches.read(cache, tokens.place)
+        return attend_cached(
+            q,
+            keys,
+            values,
+            tokens.positions,
+            held,
+            prefix=tokens.place.prefix if self.compute.kind == "prefix" else None,
+            window=self._window(),
+            softcap=config.attention_softcap,
+            scale=config.attention_scale,
+        )
+
+    def _attend(self, q, k, v, tokens: Tokens, rng) -> jax.Array:
         config = self.config
         dropout = 0.0 if rng is None else config.attention_dropout
         return attention(
@@ -90,12 +107,12 @@ class Attention(nn.Module):
             k,
             v,
             q_positions=tokens.positions,
-            kv_positions=tokens.kv_positions if cached else tokens.positions,
+            kv_positions=tokens.positions,
             q_segments=tokens.segments,
-            kv_segments=tokens.kv_segments if cached else tokens.segments,
+            kv_segments=tokens.segments,
             kind=self.compute.kind,
             prefix=tokens.prefix,
-            window=config.window if self.kind == "local" else None,
+            window=self._window(),
             softcap=config.attention_softcap,
             scale=config.attention_scale,
             implementation=self.compute.attention,

@@ -58,6 +58,7 @@ class Compute:
       kind: "causal", "bidirectional" or "prefix".
       regather: weights that were gathered over the mesh are gathered again for the backward pass, where no remat policy sees to it.
       scanned: the module is called in the body of a scan.
+      fresh: the cache, where there is one, was empty before: the tokens attend to one another alone, by the kernel of training.
     """
 
     dtype: str = "float32"
@@ -67,6 +68,7 @@ class Compute:
     kind: str = "causal"
     regather: bool = False
     scanned: bool = False
+    fresh: bool = False
 
 
 def _sharded() -> bool:

@@ -1,5 +1,6 @@
 """Model: the whole of a language model behind one hashable record of pure functions."""
 
+import dataclasses
 import difflib
 import functools
 from dataclasses import dataclass
@@ -142,10 +143,11 @@ class Model:
         context = Tokens(positions=positions, segments=segments, prefix=prefix, rows=rows, rng=rng)
         return self._module(kind).apply({"params": params}, tokens, context)[0]
 
-    def init_cache(self, batch: int, length: int) -> caches.Cache:
-        """An empty cache for `batch` rows of at most `length` tokens, padding included."""
+    def init_cache(self, batch: int, length: int, *, chunk: int = 1, page: int = 0, num_pages: int = 0) -> caches.Cache:
+        """An empty cache for `batch` rows of at most `length` tokens; see `cache.empty_cache` for the rest."""
         self._check_length(length)
-        return caches.empty_cache(self.config, self.scan_layers, batch, length, self.dtype)
+        sizes = {"chunk": chunk, "page": page, "num_pages": num_pages}
+        return caches.empty_cache(self.config, self.scan_layers, batch, length, self.dtype, **sizes)
 
     def decode(
         self,
@@ -153,51 +155,51 @@ class Model:
         tokens: jax.Array,
         cache: caches.Cache,
         *,
-        segments: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        counts: jax.Array | None = None,
+        fresh: bool = False,
         kind: str = "causal",
-        prefix: jax.Array | None = None,
     ) -> tuple[jax.Array, caches.Cache]:
-        """The forward pass of the next T tokens of every row, a whole prompt or a single token, after those in the cache.
+        """The forward pass of every row's next tokens, a whole prompt, a part of one, or a single token, after those in the cache.
 
         Args:
           params: as from `init`.
-          tokens: int32 [B, T]; prompts of different lengths are padded, on either side.
+          tokens: int32 [B, T]; rows that bring fewer than T are padded on the right.
           cache: from `init_cache` or the last call; donate it under `jax.jit`.
-          segments: int32 [B, T], 0 for padding; None: all ones.
-          positions: int32 [B, T]; None: counted on from each row's last one, padding left out.
-          kind: "causal" or "prefix".
-          prefix: bool [B, T], with kind "prefix"; None: none of these tokens is in the prefix.
+          counts: int32 [B], how many of a row's T tokens are real, from 0 on; None: all.
+          fresh: the rows of the cache are all empty: attention is that of training, among these tokens alone.
+          kind: "causal" or "prefix", where the first `cache.prefix` positions of a row are seen by all its tokens of this and later calls.
 
         Returns:
-          [B, T, D] after the final norm, and the cache. A call that runs past the last slot returns NaN (only known while running).
+          [B, T, D] after the final norm, and the cache. A row that runs past its last slot returns NaN (only known while running).
 
         Raises:
           ValueError: more tokens than the cache has slots, or kind "bidirectional".
         """
-        T = tokens.shape[1]
-        if cache.length < T:
-            raise ValueError(
-                f"{T} tokens do not fit into a cache of length {cache.length}. Give `init_cache` at least prompt + new tokens."
-            )
+        B, T = tokens.shape
+        length = caches.capacity(self.config, cache, 1 if fresh else T)
+        if length is not None and length < T:
+            raise ValueError(f"{T} tokens do not fit into a cache of length {length}. Give `init_cache` at least prompt + new tokens.")
         if kind == "bidirectional":
             raise ValueError(
                 "kind='bidirectional' cannot be decoded: earlier tokens would have to see later ones. Choose causal or prefix."
             )
-        segments = jnp.ones_like(tokens) if segments is None else segments
-        if positions is None:
-            positions = jnp.maximum(cache.next_position[:, None] + jnp.cumsum(segments > 0, axis=1, dtype=jnp.int32) - 1, 0)
-        after = caches.extend(cache, segments, positions, jnp.zeros(tokens.shape, bool) if prefix is None else prefix)
+        index = jnp.arange(T, dtype=jnp.int32)
+        counts = jnp.full(B, T, jnp.int32) if counts is None else counts
+        positions = cache.lengths[:, None] + index
+        prefix = positions < cache.prefix[:, None] if kind == "prefix" and fresh else None
         context = Tokens(
             positions=positions,
-            segments=segments,
-            prefix=after.prefix if kind == "prefix" else None,
-            kv_positions=after.positions,
-            kv_segments=after.segments,
-            cursor=cache.cursor,
+            segments=(index < counts[:, None]).astype(jnp.int32),
+            prefix=prefix,
+            place=caches.Place(cache.lengths, counts, cache.prefix, cache.pages),
         )
-        hidden, layers = self._module(kind).apply({"params": params}, tokens, context, cache.layers)
-        return jnp.where(after.cursor > cache.length, jnp.nan, hidden), after._replace(layers=layers)
+        compute = dataclasses.replace(self._compute(kind), fresh=fresh)
+        module = transformer(self.config, compute, "none", self.scan_layers)
+        hidden, layers = module.apply({"params": params}, tokens, context, cache.layers)
+        after = cache._replace(layers=layers, lengths=cache.lengths + counts)
+        if length is not None:
+            hidden = jnp.where((after.lengths > length)[:, None, None], jnp.nan, hidden)
+        return hidden, after
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 [..., V] of hidden states [..., D]; for whole batches use `log_probs`, which never holds this."""

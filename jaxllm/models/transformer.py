@@ -9,15 +9,15 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models.attention import Attention, Tokens
-from jaxllm.models.cache import LayerCache
+from jaxllm.models.cache import Entry
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import MLP, Compute, Embedding, Norm, again, standard_deviations
 from jaxllm.models.remat import rematerialized
 from jaxllm.ops.dropout import drop_channels, token_codes
 from jaxllm.parallel import rules
 
-Layers = dict[str, Any]  # a cache's `layers`: a tree of LayerCaches
-Carried = tuple[jax.Array, LayerCache | None]
+Layers = dict[str, Any]  # a cache's `layers`
+Carried = tuple[jax.Array, Entry | None]
 
 
 def dropped(x: jax.Array, rate: float, rng: jax.Array | None, tokens: Tokens, compute: Compute) -> jax.Array:
@@ -41,7 +41,7 @@ class Block(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array | int, cache: LayerCache | None, tokens: Tokens) -> Carried:
+    def __call__(self, x: jax.Array, layer: jax.Array | int, cache: Entry | None, tokens: Tokens) -> Carried:
         """`layer` counts from 0; it names the layer's random draws."""
         config = self.config
         keys = (None,) * 3 if tokens.rng is None else jax.random.split(jax.random.fold_in(tokens.rng, layer), 3)
@@ -87,14 +87,16 @@ class Pattern(nn.Module):
     remat: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, scanned: tuple[jax.Array, Layers | None], tokens: Tokens) -> tuple[jax.Array, Layers | None]:
-        first, caches = scanned
+    def __call__(self, carried: tuple[jax.Array, Layers | None], repeat: jax.Array, tokens: Tokens) -> tuple[Any, None]:
+        """The stacks of the cache are carried whole: a layer writes its few tokens into its own part of them."""
+        x, caches = carried
         block, compute = rematerialized(Block, self.remat, scanned=True), dataclasses.replace(self.compute, scanned=True)
-        written: Layers = {}
         for place, kind in enumerate(self.config.layer_pattern):
-            cache = None if caches is None else caches[str(place)]
-            x, written[str(place)] = block(self.config, compute, kind, name=str(place))(x, first + place, cache, tokens)
-        return x, None if caches is None else written
+            entry = None if caches is None else Entry(caches[str(place)], (repeat,))
+            layer = repeat * len(self.config.layer_pattern) + place
+            x, entry = block(self.config, compute, kind, name=str(place))(x, layer, entry, tokens)
+            caches = caches if entry is None else caches | {str(place): entry.layer}
+        return (x, caches), None
 
 
 class Blocks(nn.Module):
@@ -110,16 +112,17 @@ class Blocks(nn.Module):
         config = self.config
         written: Layers = {}
         if self.scan_layers and config.num_repeats:
-            first = jnp.arange(config.num_repeats) * len(config.layer_pattern)
+            repeats = jnp.arange(config.num_repeats)
             scan = nn.scan(
                 Pattern, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=config.num_repeats
             )
             stacked = None if caches is None else caches["scanned"]
-            x, written["scanned"] = scan(config, self.compute, self.remat, name="scanned")(x, (first, stacked), tokens)
+            (x, written["scanned"]), _ = scan(config, self.compute, self.remat, name="scanned")((x, stacked), repeats, tokens)
         block = rematerialized(Block, self.remat, scanned=False)
         for layer in config.remainder if self.scan_layers else range(config.num_layers):
-            cache = None if caches is None else caches[str(layer)]
-            x, written[str(layer)] = block(config, self.compute, config.layer_kind(layer), name=str(layer))(x, layer, cache, tokens)
+            entry = None if caches is None else Entry(caches[str(layer)])
+            x, entry = block(config, self.compute, config.layer_kind(layer), name=str(layer))(x, layer, entry, tokens)
+            written[str(layer)] = None if entry is None else entry.layer
         return x, None if caches is None else written
 
 

@@ -6,23 +6,49 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.models.model import Model
-from jaxllm.sampling.logits import filter_logits, sample_token
+from jaxllm.sampling.logits import Sampling, draw, row_keys
 
 
 class Generated(NamedTuple):
-    """What was sampled."""
+    """What was sampled; everything after a row's end is 0."""
 
-    tokens: jax.Array  # int32 [B, max_new_tokens]; what follows a row's end is 0
-    log_probs: jax.Array  # float32 [B, max_new_tokens] under the model itself, before any filter; 0 after the end
+    tokens: jax.Array  # int32 [B, max_new_tokens]
+    log_probs: jax.Array  # float32 [B, max_new_tokens] under the model itself, before any filter
+    filtered_log_probs: jax.Array  # float32 [B, max_new_tokens] under the distribution that was drawn from
     lengths: jax.Array  # int32 [B], tokens written, a stop token included
 
 
-class _Carry(NamedTuple):
-    written: jax.Array  # int32 [], how many tokens every row has been given
-    logits: jax.Array  # float32 [B, V] for the next token
-    cache: Any
-    alive: jax.Array  # bool [B]
-    out: Generated
+class Rows(NamedTuple):
+    """What is known of the rows between two steps of decoding."""
+
+    cache: Any  # holds all tokens of a row but the last
+    tokens: jax.Array  # int32 [B], the last token of each row, which is fed next
+    ids: jax.Array  # int32 [B], what names a row's noise
+    alive: jax.Array  # bool [B]: still being continued
+    seen: jax.Array | None  # bool [B, V], with a repetition penalty
+
+
+def decode_step(model: Model, params: Any, sampling: Sampling, rng: jax.Array, rows: Rows) -> tuple[Rows, tuple[jax.Array, jax.Array, jax.Array]]:
+    """One more token for every row that is alive; the others stand still, and what they return is 0.
+
+    Returns:
+      The rows, and tokens int32 [B] with their two log-probabilities, see `Generated`.
+    """
+    counts = rows.alive.astype(jnp.int32)
+    hidden, cache = model.decode(params, rows.tokens[:, None], rows.cache, counts=counts)
+    found = draw(sampling, model.logits(params, hidden[:, 0]), row_keys(rng, rows.ids), cache.lengths, rows.seen)
+    token, *log_probs = (jnp.where(rows.alive, x, 0) for x in found)
+    stops = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
+    seen = rows.seen if rows.seen is None else rows.seen.at[jnp.arange(len(token)), token].max(rows.alive)
+    tokens = jnp.where(rows.alive, token, rows.tokens)
+    return Rows(cache, tokens, rows.ids, rows.alive & ~stops, seen), (token, *log_probs)
+
+
+def seen_in(tokens: jax.Array, lengths: jax.Array, vocab: int) -> jax.Array:
+    """bool [B, V]: which ids are among the first `lengths` [B] of tokens [B, T]."""
+    real = jnp.arange(tokens.shape[1]) < lengths[:, None]
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    return jnp.zeros((tokens.shape[0], vocab), bool).at[rows, jnp.where(real, tokens, vocab)].set(True, mode="drop")
 
 
 def generate(
@@ -34,11 +60,7 @@ def generate(
     rows: jax.Array,
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    stop_ids: tuple[int, ...] = (),
-    num_ids: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008, it is frozen
 ) -> Generated:
     """Continues every prompt until a stop token or `max_new_tokens`.
 
@@ -52,47 +74,22 @@ def generate(
       rng: a key.
       rows: int32 [B], an id for each prompt.
       max_new_tokens: how many tokens to write at most.
-      temperature: 0 always takes the likeliest token.
-      top_k: see `filter_logits`.
-      top_p: see `filter_logits`.
-      stop_ids: token ids that end a row; the stop token itself is kept.
-      num_ids: ids of the tokenizer, which may be fewer than the model's: those from here on are never drawn; None: all may be.
+      sampling: how they are drawn.
     """
     batch, width = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape)
-    segments = (positions < lengths[:, None]).astype(jnp.int32)
     cache = model.init_cache(batch, width + max_new_tokens)
-    hidden, cache = model.decode(params, tokens, cache, segments=segments, positions=positions)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(rows)
-
-    def draw(logits, index):
-        if num_ids is not None:
-            logits = jnp.where(jnp.arange(logits.shape[-1]) < num_ids, logits, -jnp.inf)
-        if temperature == 0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        at = jax.vmap(jax.random.fold_in)(keys, lengths + index)
-        return sample_token(filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p), at)
-
-    def body(carry: _Carry) -> _Carry:
-        token = draw(carry.logits, carry.written)
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(carry.logits), token[:, None], axis=1)[:, 0]
-        out = Generated(
-            carry.out.tokens.at[:, carry.written].set(jnp.where(carry.alive, token, 0)),
-            carry.out.log_probs.at[:, carry.written].set(jnp.where(carry.alive, log_prob, 0.0)),
-            carry.out.lengths + carry.alive,
-        )
-        alive = carry.alive & ~jnp.isin(token, jnp.array(stop_ids, jnp.int32)) if stop_ids else carry.alive
-        hidden, cache = model.decode(
-            params,
-            token[:, None],
-            carry.cache,
-            segments=jnp.ones((batch, 1), jnp.int32),
-            positions=(lengths + carry.written)[:, None],
-        )
-        return _Carry(carry.written + 1, model.logits(params, hidden[:, 0]), cache, alive, out)
-
+    if width > 1:  # the last token of each prompt is the first that is fed below
+        cache = model.decode(params, tokens, cache, counts=lengths - 1, fresh=True)[1]
+    last = jnp.take_along_axis(tokens, (lengths - 1)[:, None], axis=1)[:, 0]
+    seen = seen_in(tokens, lengths, model.config.vocab_size) if sampling.repetition_penalty != 1.0 else None
+    start = Rows(cache, last, rows, jnp.ones(batch, bool), seen)
     empty = jnp.zeros((batch, max_new_tokens))
-    out = Generated(empty.astype(jnp.int32), empty, jnp.zeros(batch, jnp.int32))
-    start = _Carry(jnp.int32(0), model.logits(params, last[:, 0]), cache, jnp.ones(batch, bool), out)
-    return jax.lax.while_loop(lambda c: (c.written < max_new_tokens) & c.alive.any(), body, start).out
+    out = Generated(empty.astype(jnp.int32), empty, empty, jnp.zeros(batch, jnp.int32))
+
+    def body(carry):
+        index, rows, out = carry
+        after, found = decode_step(model, params, sampling, rng, rows)
+        written = (table.at[:, index].set(x) for table, x in zip(out, found, strict=False))
+        return index + 1, after, Generated(*written, out.lengths + rows.alive)
+
+    return jax.lax.while_loop(lambda c: (c[0] < max_new_tokens) & c[1].alive.any(), body, (jnp.int32(0), start, out))[2]

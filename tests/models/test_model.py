@@ -180,29 +180,67 @@ def test_packed_equals_unpacked(name):
     np.testing.assert_allclose(hidden[0, cut:end], hidden[2, : end - cut], atol=2e-5)
 
 
-DECODED = [(name, "causal") for name in ("tiny_gpt2", "tiny_llama3.1", "tiny_mistral", "tiny_gemma2", "tiny_gemma3")]
+DECODED = [
+    ("tiny_gpt2", "causal", "slots", True),
+    ("tiny_pythia", "causal", "pages", True),
+    ("tiny_llama3.1", "causal", "pages", False),
+    ("tiny_mistral", "causal", "slots", False),
+    ("tiny_gemma2", "causal", "slots", True),
+    *(("tiny_gemma3", "causal", held, scan_layers) for held in ("slots", "pages") for scan_layers in (True, False)),
+    ("tiny_gemma3", "prefix", "slots", True),
+]
+CACHES = {"slots": {}, "pages": {"page": 4, "num_pages": 40}}
 
 
-@pytest.mark.parametrize(("name", "kind"), [*DECODED, ("tiny_gemma3", "prefix")])
-def test_cached_decode_equals_full_forward(name, kind):
-    """Prompts of different lengths, padded on the left or on the right, then tokens one by one; every window, pattern and kind."""
+def given_pages(cache):
+    """The pages of the pool dealt out to the rows in no order."""
+    if cache.pages is None:
+        return cache
+    order = np.random.RandomState(0).permutation(40)[: cache.pages.size].astype(np.int32)
+    return cache._replace(pages=jnp.asarray(order.reshape(cache.pages.shape)))
+
+
+@pytest.mark.parametrize(("name", "kind", "held", "scan_layers"), DECODED)
+def test_cached_decode_equals_full_forward(name, kind, held, scan_layers):
+    """Prompts of different lengths, then in chunks of up to three, then one by one, some rows standing still; every window and pattern."""
     config = preset(name).replace(**LITTLE[name])
-    model, params = Model(config), params_of(config)
-    lengths, width, rows = np.array([4, 10, 7, 5]), 10, np.arange(4)
+    model = Model(config, scan_layers=scan_layers)
+    params = model.relayout(params_of(config), scan_layers)
+    lengths, width, rows = np.array([4, 10, 1, 5], np.int32), 10, np.arange(4)
     tokens = tokens_of(config, rows=4)
-    slots = [slice(width - 4, None), slice(0, 10), slice(width - 7, None), slice(0, 5)]
-    prompts, segments = np.zeros((4, width), np.int32), np.zeros((4, width), np.int32)
-    for row, n, slot in zip(rows, lengths, slots, strict=True):
-        prompts[row, slot], segments[row, slot] = tokens[row, :n], 1
-    prefix, full_prefix = (segments > 0, np.arange(T)[None] < lengths[:, None]) if kind == "prefix" else (None, None)
+    full_prefix = np.arange(T)[None] < lengths[:, None] if kind == "prefix" else None
     expected = quick_jit(functools.partial(model.apply, kind=kind))(params, tokens, prefix=full_prefix)
-    decode = quick_jit(functools.partial(model.decode, kind=kind))
-    hidden, cache = decode(params, prompts, model.init_cache(4, width + T), segments=segments, prefix=prefix)
-    for row, n, slot in zip(rows, lengths, slots, strict=True):
-        np.testing.assert_allclose(hidden[row, slot], expected[row, :n], atol=3e-5)
-    for step in range(T - max(lengths)):
-        hidden, cache = decode(params, tokens[rows, lengths + step][:, None], cache)
-        np.testing.assert_allclose(hidden[:, 0], expected[rows, lengths + step], atol=3e-5)
+    cache = given_pages(model.init_cache(4, T, chunk=3, **CACHES[held]))
+    cache = cache._replace(prefix=jnp.asarray(lengths)) if kind == "prefix" else cache
+    prompts = np.where(np.arange(width) < lengths[:, None], tokens[:, :width], 7)
+    hidden, cache = quick_jit(functools.partial(model.decode, kind=kind, fresh=True))(params, prompts, cache, counts=lengths)
+    for row, n in zip(rows, lengths, strict=True):
+        np.testing.assert_allclose(hidden[row, :n], expected[row, :n], atol=3e-5)
+    decode, at = quick_jit(functools.partial(model.decode, kind=kind)), lengths.copy()
+    for counts in ([3, 0, 2, 3], [1, 3, 3, 0], *[[1, 1, 1, 1]] * 2, *[[0, 1, 1, 1]] * (T - 15)):
+        counts = np.minimum(np.array(counts, np.int32), T - at)
+        new = max(1, counts.max())
+        batch = np.stack([np.pad(tokens[row, at[row] : at[row] + new], (0, new))[:new] for row in rows])
+        hidden, cache = decode(params, batch, cache, counts=counts)
+        for row in rows:
+            found, wanted = hidden[row, : counts[row]], expected[row, at[row] : at[row] + counts[row]]
+            np.testing.assert_allclose(found, wanted, atol=3e-5)
+        at += counts
+    assert (np.asarray(cache.lengths) == at).all() and at.max() == T
+
+
+def test_a_ring_holds_no_more_than_it_has_to():
+    """A layer with a window keeps window + chunk - 1 slots, however long the row, and goes on for ever."""
+    config = preset("tiny_mistral").replace(**LITTLE["tiny_mistral"])
+    model, params, tokens = Model(config), params_of(config), tokens_of(config, rows=1)
+    cache = model.init_cache(1, 10_000)
+    assert {leaf.shape[-2] for leaf in jax.tree.leaves(cache.layers)} == {config.window}
+    _, cache = quick_jit(functools.partial(model.decode, fresh=True))(params, tokens, cache)
+    decode = quick_jit(model.decode)
+    for _ in range(2 * config.window):
+        hidden, cache = decode(params, tokens[:, :1], cache)
+    again = np.concatenate([tokens, np.repeat(tokens[:, :1], 2 * config.window, axis=1)], axis=1)
+    np.testing.assert_allclose(hidden[0, 0], quick_jit(model.apply)(params, again)[0, -1], atol=3e-5)
 
 
 def test_decode_refuses_what_does_not_fit():

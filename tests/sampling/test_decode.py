@@ -7,6 +7,7 @@ import pytest
 from jaxllm.models.model import Model
 from jaxllm.models.presets import preset
 from jaxllm.sampling.decode import generate
+from jaxllm.sampling.logits import Sampling
 
 MODEL = Model(preset("tiny_llama3").replace(vocab_size=64, init_std=0.3))
 
@@ -21,7 +22,8 @@ def run(params, prompts, rows, width=8, **options):
     for i, prompt in enumerate(prompts):
         tokens[i, : len(prompt)] = prompt
     lengths = np.array([len(p) for p in prompts], np.int32)
-    call = jax.jit(lambda p, t, n, r: generate(MODEL, p, t, n, jax.random.key(5), r, **options))
+    how = {"max_new_tokens": options.pop("max_new_tokens"), "sampling": Sampling(**options)}
+    call = jax.jit(lambda p, t, n, r: generate(MODEL, p, t, n, jax.random.key(5), r, **how))
     return jax.device_get(call(params, tokens, lengths, np.array(rows, np.int32)))
 
 

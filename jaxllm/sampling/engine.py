@@ -1,0 +1,311 @@
+"""Continuous batching: rows of a fixed number of slots decode together; finished ones make room for waiting ones between blocks of steps."""
+
+import collections
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.models import cache as caches
+from jaxllm.models.model import Model
+from jaxllm.parallel import rules
+from jaxllm.sampling.decode import Rows, decode_step, seen_in
+from jaxllm.sampling.logits import Sampling
+
+SMALLEST = 16  # tokens in the smallest bucket of prompt lengths; each next one is twice as long
+
+
+class Request(NamedTuple):
+    """A prompt to be continued, once for each id."""
+
+    prompt: np.ndarray  # int32 [n], at least one token
+    ids: tuple[int, ...]  # what names each sample's noise: a draw depends on (rng, id, position) alone
+    max_new_tokens: int
+
+
+class Finished(NamedTuple):
+    """One continuation."""
+
+    id: int
+    tokens: list[int]  # a stop token included
+    log_probs: list[float]  # under the model itself
+    filtered_log_probs: list[float]  # under the distribution that was drawn from
+    stopped: bool  # by a stop token, and not by length
+
+
+class Running(NamedTuple):
+    """What is on the device between two blocks."""
+
+    rows: Rows
+    limits: jax.Array  # int32 [B], a row ends when it has this many tokens
+
+
+class _Waiting(NamedTuple):
+    """A row that is ready for a slot: its tokens but the last are in `source`."""
+
+    source: caches.Cache
+    origin: int
+    id: int
+    known: list[int]  # every token so far
+    written: list[tuple[int, float, float]]  # those that were sampled, with their log-probabilities
+    limit: int
+
+
+def bucket(length: int) -> int:
+    """The smallest power-of-two bucket that holds a prompt: a few shapes, compiled once each."""
+    return max(SMALLEST, 1 << (length - 1).bit_length())
+
+
+class Engine:
+    """Samples any number of requests through `slots` rows. The compiled programs stay with the object; parameters are given to each run.
+
+    Scheduling changes no token: a row's numbers depend on its own tokens, and its noise on its id and position.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampling: Sampling,
+        *,
+        slots: int,
+        length: int,
+        chunk: int = 512,
+        block: int = 16,
+        prefill: int = 4,
+        page: int = 0,
+        num_pages: int | None = None,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          model: a decoder.
+          sampling: how tokens are drawn.
+          slots: rows that decode together.
+          length: the most tokens of a row, prompt and continuation.
+          chunk: tokens of a prompt that go through the model at once.
+          block: steps between two looks at who has finished.
+          prefill: prompts that go through the model at once.
+          page: tokens in a page of a shared pool; 0: every slot has room for `length` tokens of its own.
+          num_pages: pages of the pool; None: enough for all slots. With fewer, the newest row gives way when they run out, and comes back.
+
+        Raises:
+          ValueError: a pool that cannot hold a single row.
+        """
+        most = -(-length // page) if page else 0
+        self.num_pages = (slots * most if num_pages is None else num_pages) if page else 0
+        if page and self.num_pages < most:
+            raise ValueError(f"{self.num_pages} pages of {page} tokens do not hold one row of {length}. Give at least {most} pages.")
+        self.model, self.sampling, self.slots, self.length, self.page = model, sampling, slots, length, page
+        self.chunk, self.block, self.rows = chunk, block, prefill
+        self._first = jax.jit(functools.partial(self._prefill, fresh=True), donate_argnums=1)
+        self._next = jax.jit(functools.partial(self._prefill, fresh=False), donate_argnums=1)
+        self._empty = jax.jit(self._empty_small, static_argnums=0)
+        self._admit = jax.jit(self._place, donate_argnums=0)
+        self._steps = jax.jit(self._decode_block, donate_argnums=1)
+        self._start = jax.jit(self._running)
+        self._taken = jax.jit(lambda cache, row: caches.taken(model.config, cache, row))
+
+    # What is compiled.
+
+    def _running(self) -> Running:
+        cache = self.model.init_cache(self.slots, self.length, page=self.page, num_pages=self.num_pages)
+        zeros = jnp.zeros(self.slots, jnp.int32)
+        seen = jnp.zeros((self.slots, self.model.config.vocab_size), bool) if self.sampling.repetition_penalty != 1.0 else None
+        return Running(Rows(cache, zeros, zeros, zeros.astype(bool), seen), zeros)
+
+    def _empty_small(self, width: int) -> caches.Cache:
+        return self.model.init_cache(self.rows, width, chunk=min(width, self.chunk))
+
+    def _prefill(self, params, cache, tokens, counts, *, fresh):
+        return self.model.decode(params, tokens, cache, counts=counts, fresh=fresh)[1]
+
+    def _place(self, running: Running, source, origin, slots, last, ids, limits, pages, known, lengths) -> Running:
+        rows = running.rows
+        cache = caches.moved(rows.cache, source, origin, slots, pages)
+        put = lambda old, new: old.at[slots].set(new, mode="drop")  # noqa: E731
+        alive = put(rows.alive, True)
+        seen = rows.seen if rows.seen is None else put(rows.seen, seen_in(known, lengths, rows.seen.shape[1]))
+        return Running(Rows(cache, put(rows.tokens, last), put(rows.ids, ids), alive, seen), put(running.limits, limits))
+
+    def _decode_block(self, params, running: Running, rng, pages, alive):
+        """Up to `block` steps; returns [block, B] of tokens and log-probabilities, and which of them were alive."""
+        rows = running.rows._replace(cache=running.rows.cache._replace(pages=pages), alive=alive)
+        shape = (self.block, self.slots)
+        out = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(shape, bool))
+
+        def body(carry):
+            index, rows, out = carry
+            after, found = decode_step(self.model, params, self.sampling, rng, rows)
+            after = after._replace(alive=after.alive & (after.cache.lengths + 1 < running.limits))
+            out = tuple(table.at[index].set(x) for table, x in zip(out, (*found, rows.alive), strict=True))
+            return index + 1, after, out
+
+        _, rows, out = jax.lax.while_loop(lambda c: (c[0] < self.block) & c[1].alive.any(), body, (jnp.int32(0), rows, out))
+        whole = jax.tree.map(lambda x: rules.constrain(x, *(None,) * x.ndim), (out, rows.alive))  # every process gets all of it
+        return Running(rows, running.limits), *whole
+
+    # What is scheduled.
+
+    def run(self, params: Any, requests: Iterable[Request], rng: jax.Array) -> Iterator[Finished]:
+        """Yields every continuation as it ends.
+
+        Args:
+          params: the model's parameters; nothing of them is copied.
+          requests: taken as there is room, so they may be made while the engine runs.
+          rng: a key; fold the step of a training run into it.
+
+        Raises:
+          ValueError: an empty prompt, or one that does not fit.
+        """
+        return _Run(self, params, iter(requests), rng).finished()
+
+    def check(self, request: Request) -> None:
+        """Refuses what cannot be sampled.
+
+        Raises:
+          ValueError: see `run`.
+        """
+        size = len(request.prompt)
+        if not size:
+            raise ValueError("An empty prompt. Give at least one token, the beginning-of-text token for example.")
+        if request.max_new_tokens < 1 or size + request.max_new_tokens > self.length:
+            raise ValueError(
+                f"A prompt of {size} tokens and max_new_tokens={request.max_new_tokens} do not fit a length of {self.length}."
+                f" Give at least 1 and at most {max(0, self.length - size)} new tokens, or a longer engine."
+            )
+
+
+class _Run:
+    """The host's books of one `Engine.run`."""
+
+    def __init__(self, engine: Engine, params: Any, requests: Iterator[Request], rng: jax.Array):
+        self.engine, self.params, self.requests, self.rng = engine, params, requests, rng
+        self.running = engine._start()
+        self.held: dict[int, _Waiting] = {}  # slot -> its row; `known` and `written` grow
+        self.order: list[int] = []  # slots by admission, the oldest first
+        self.waiting: collections.deque[_Waiting] = collections.deque()
+        self.next: Request | None = None
+        self.free_pages = list(range(engine.num_pages))
+        self.pages = np.full((engine.slots, -(-engine.length // engine.page) if engine.page else 0), engine.num_pages, np.int32)
+
+    def finished(self) -> Iterator[Finished]:
+        while True:
+            self._admit_all()
+            if not self.held:
+                assert not self.waiting, "a row waits and no slot is taken"
+                return
+            self._give_pages()
+            yield from self._decode()
+
+    def _admit_all(self) -> None:
+        while len(self.held) < self.engine.slots:
+            if not self.waiting:
+                self._prefill_some()
+            if not self.waiting or not self._room(self.waiting[0]):
+                return
+            self._admit_some()
+
+    def _prefill_some(self) -> None:
+        """The next prompts that share the first one's bucket go through the model together."""
+        engine, batch = self.engine, []
+        while len(batch) < engine.rows and (request := self._peek()) is not None:
+            if batch and bucket(len(request.prompt)) != bucket(len(batch[0].prompt)):
+                break
+            batch.append(request)
+            self.next = None
+        if not batch:
+            return
+        width = min(bucket(len(batch[0].prompt)), engine.length)
+        tokens, sizes = np.zeros((engine.rows, width), np.int32), np.zeros(engine.rows, np.int32)
+        for row, request in enumerate(batch):
+            tokens[row, : len(request.prompt)], sizes[row] = request.prompt, len(request.prompt) - 1
+        source, step = engine._empty(width), min(width, engine.chunk)
+        for first in range(0, max(1, int(sizes.max())), step):
+            part = np.zeros((engine.rows, step), np.int32)
+            part[:, : width - first] = tokens[:, first : first + step]
+            program = engine._next if first else engine._first
+            source = program(self.params, source, part, np.clip(sizes - first, 0, step))
+        for row, request in enumerate(batch):
+            limit = len(request.prompt) + request.max_new_tokens
+            self.waiting += [_Waiting(source, row, id, request.prompt.tolist(), [], limit) for id in request.ids]
+
+    def _peek(self) -> Request | None:
+        if self.next is None and (found := next(self.requests, None)) is not None:
+            self.engine.check(found)
+            self.next = found
+        return self.next
+
+    def _room(self, row: _Waiting) -> bool:
+        return not self.engine.page or len(self.free_pages) >= self._needed(len(row.known) + 1)
+
+    def _needed(self, tokens: int) -> int:
+        return -(-tokens // self.engine.page)
+
+    def _admit_some(self) -> None:
+        """Waiting rows of one source go into free slots."""
+        engine, source = self.engine, self.waiting[0].source
+        free = [slot for slot in range(engine.slots) if slot not in self.held]
+        chosen: list[tuple[int, _Waiting]] = []
+        while free and self.waiting and self.waiting[0].source is source and self._room(self.waiting[0]):
+            slot, row = free.pop(0), self.waiting.popleft()
+            self._take_pages(slot, len(row.known))
+            chosen.append((slot, row))
+        table = np.zeros((5, engine.slots), np.int32)
+        table[1] = engine.slots  # a slot that does not exist
+        known = np.zeros((engine.slots, engine.length if self.running.rows.seen is not None else 0), np.int32)
+        lengths = np.zeros(engine.slots, np.int32)
+        for at, (slot, row) in enumerate(chosen):
+            table[:, at] = row.origin, slot, row.known[-1], row.id, row.limit
+            if known.size:
+                known[at, : len(row.known)], lengths[at] = row.known, len(row.known)
+            self.held[slot] = row._replace(known=list(row.known), written=list(row.written), source=None)
+            self.order.append(slot)
+        pages = self.pages[np.minimum(table[1], engine.slots - 1)] if engine.page else None
+        self.running = engine._admit(self.running, source, *table, pages, known, lengths)
+
+    def _take_pages(self, slot: int, tokens: int) -> bool:
+        """Gives the slot pages for this many tokens; False where there are not enough."""
+        if not self.engine.page:
+            return True
+        there = int((self.pages[slot] < self.engine.num_pages).sum())
+        more = self._needed(tokens) - there
+        if more > len(self.free_pages):
+            return False
+        for index in range(there, there + more):
+            self.pages[slot, index] = self.free_pages.pop()
+        return True
+
+    def _give_pages(self) -> None:
+        """Room for the tokens of the next block; where there is none, the newest row leaves, and waits with what it has."""
+        for slot in list(self.order):
+            while slot in self.held and not self._take_pages(slot, min(len(self.held[slot].known) + self.engine.block, self.held[slot].limit)):
+                newest = self.order[-1]
+                row = self.held[newest]
+                source = jax.device_get(self.engine._taken(self.running.rows.cache, newest))
+                self._release(newest)
+                self.waiting.appendleft(row._replace(source=source, origin=0))
+
+    def _release(self, slot: int) -> None:
+        del self.held[slot]
+        self.order.remove(slot)
+        if self.engine.page:
+            self.free_pages += [int(page) for page in self.pages[slot] if page < self.engine.num_pages]
+            self.pages[slot] = self.engine.num_pages
+
+    def _decode(self) -> Iterator[Finished]:
+        engine = self.engine
+        alive = np.array([slot in self.held for slot in range(engine.slots)])
+        pages = self.pages.copy() if engine.page else None
+        self.running, out, still = engine._steps(self.params, self.running, self.rng, pages, alive)
+        (tokens, log_probs, filtered, was_alive), still = jax.device_get((out, still))
+        for slot in list(self.order):
+            row, steps = self.held[slot], was_alive[:, slot]
+            new = tokens[steps, slot].tolist()
+            row.known.extend(new)
+            row.written.extend(zip(new, log_probs[steps, slot].tolist(), filtered[steps, slot].tolist(), strict=True))
+            if not still[slot]:
+                self._release(slot)
+                yield Finished(row.id, *map(list, zip(*row.written, strict=True)), new[-1] in engine.sampling.stop_ids)
