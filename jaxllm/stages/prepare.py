@@ -54,7 +54,12 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm prepare --config F [--workdir D]`: the token files of a config, where `pretrain` will look for them."""
-    prepared = prepare(settings_of(load(args.config, overrides)))
+    config = load(args.config, overrides)
+    if config.init_from:
+        from jaxllm.stages import origin  # brings JAX, which workers do without
+
+        config = origin.complete(config)
+    prepared = prepare(settings_of(config))
     if args.workdir:
         note(prepared, args.workdir)
     print(prepared.folder)
