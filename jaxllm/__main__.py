@@ -60,9 +60,13 @@ def _sample(parser: argparse.ArgumentParser) -> None:
 def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="a Hugging Face folder, or a work directory")
     parser.add_argument("--to", required=True, metavar="DIR", help="a new folder: a work directory, or a Hugging Face folder")
-    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or (of a Hugging Face folder) float16; default: that of the source")
+    parser.add_argument(
+        "--dtype", metavar="NAME", help="float32, bfloat16 or (of a Hugging Face folder) float16; default: that of the source"
+    )
     parser.add_argument("--step", type=int, metavar="N", help="of a work directory: which checkpoint (default: the last whole one)")
-    parser.add_argument("--family", metavar="NAME", help="of a work directory: the model_type to write (default: where it came from, or what fits)")
+    parser.add_argument(
+        "--family", metavar="NAME", help="of a work directory: the model_type to write (default: where it came from, or what fits)"
+    )
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:

@@ -196,9 +196,7 @@ class JsonTokenizer:
         "pad": ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>"),
     }
 
-    def __init__(
-        self, text: str, *, eos: str | None = None, bos: str | None = None, pad: str | None = None, ends: Sequence[int] = ()
-    ):
+    def __init__(self, text: str, *, eos: str | None = None, bos: str | None = None, pad: str | None = None, ends: Sequence[int] = ()):
         self._text = text
         self._tokenizer = _parsed(text)
         self._tokenizer.encode_special_tokens = True

@@ -63,7 +63,9 @@ def open_folder(folder: str | os.PathLike[str]) -> Folder:
     if "://" in os.fspath(folder):
         raise ValueError(f"{folder} is not on this machine. Copy it to a disk first (gcloud storage cp -r, aws s3 cp --recursive).")
     if not (path / CONFIG).is_file():
-        raise ValueError(f"{folder} is not a Hugging Face folder: it has no {CONFIG}. Give the folder itself, not a file in it or above it.")
+        raise ValueError(
+            f"{folder} is not a Hugging Face folder: it has no {CONFIG}. Give the folder itself, not a file in it or above it."
+        )
     config = read_json(path / CONFIG)
     tensors: dict[str, Tensor] = {}
     for file, listed in files_of(path).items():
@@ -117,7 +119,9 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
-        raise ValueError(f"{folder}: its index names the file {name!r}, which is not a plain name of a file in that folder. {safetensors.DAMAGED}")
+        raise ValueError(
+            f"{folder}: its index names the file {name!r}, which is not a plain name of a file in that folder. {safetensors.DAMAGED}"
+        )
     if not path.exists():
         raise ValueError(f"{folder} lacks its file {name}. Fetch it again: the copy was not finished.")
     real, home = path.resolve(), folder.resolve()

@@ -6,20 +6,19 @@ from typing import Any
 
 REQUIRED = object()  # the default of a key that must be there
 
-# Keys of every transformers config that change no number of a forward pass without dropout: bookkeeping, training, generation, outputs.
-HARMLESS = frozenset(
-    """
-    model_type architectures transformers_version torch_dtype dtype auto_map tokenizer_class name_or_path unsloth_version unsloth_fixed
-    transformers.js_config use_cache initializer_range tie_encoder_decoder is_decoder is_encoder_decoder gradient_checkpointing torchscript
-    attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop attn_pdrop attn_implementation bos_token_id eos_token_id
-    pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id prefix output_attentions output_hidden_states
-    output_scores return_dict return_dict_in_generate use_return_dict id2label label2id num_labels problem_type finetuning_task
-    task_specific_params pruned_heads chunk_size_feed_forward max_length min_length do_sample early_stopping num_beams num_beam_groups
-    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences suppress_tokens begin_suppress_tokens
-    exponential_decay_length_penalty remove_invalid_values tf_legacy_loss use_bfloat16 cross_attention_hidden_size max_new_tokens
-    """.split()
-)
+# Keys of every transformers config that change no number of a forward pass without dropout.
+HARMLESS = {
+    "what the file is": "model_type architectures transformers_version torch_dtype dtype auto_map tokenizer_class name_or_path prefix"
+    " unsloth_version unsloth_fixed transformers.js_config id2label label2id num_labels problem_type finetuning_task task_specific_params",
+    "training": "initializer_range attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop attn_pdrop pruned_heads"
+    " gradient_checkpointing tie_encoder_decoder",
+    "how it is run": "use_cache torchscript tf_legacy_loss use_bfloat16 attn_implementation chunk_size_feed_forward output_attentions"
+    " output_hidden_states output_scores return_dict return_dict_in_generate use_return_dict is_decoder",
+    "generation": "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id"
+    " max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p"
+    " typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences"
+    " suppress_tokens begin_suppress_tokens exponential_decay_length_penalty remove_invalid_values",
+}
 
 
 class Given:
@@ -56,7 +55,7 @@ class Given:
         Raises:
           ValueError: names the first.
         """
-        fine = HARMLESS | self._read | set(harmless)
+        fine = {*" ".join(HARMLESS.values()).split(), *self._read, *harmless}
         switched_on = {key for key, value in self.given.items() if value not in (None, False, [], {}) and not key.startswith("_")}
         if unknown := sorted(switched_on - fine):
             near = difflib.get_close_matches(unknown[0], sorted(self._read), n=1, cutoff=0.8)

@@ -62,7 +62,9 @@ def places(folder: Folder, family: str, config: ModelConfig, say: Callable[[str]
     table = names.table(family, _shapes(config), config.num_layers, prefix, head)
     _check_tied(folder, config, f"{prefix}{known.embedding}", head)
     if missing := [name for name in table if name not in there]:
-        raise ValueError(f"{folder.path} lacks the weight {missing[0]!r} ({len(missing)} of {len(table)} missing). Is config.json another model's?")
+        raise ValueError(
+            f"{folder.path} lacks the weight {missing[0]!r} ({len(missing)} of {len(table)} missing). Is config.json another model's?"
+        )
     rest = [name for name in there if name not in table and not (name == head and config.tied_embeddings)]
     others = [name for name in rest if any(re.fullmatch(pattern, name) for pattern in known.others)]
     left = [name for name in rest if name not in others and not any(re.fullmatch(pattern, name) for pattern in known.buffers)]
@@ -72,11 +74,15 @@ def places(folder: Folder, family: str, config: ModelConfig, say: Callable[[str]
             " Is config.json another model's, or are these adapters to be merged first?"
         )
     if others:
-        say(f"Only the text model is read: {len(others)} tensors are left out ({', '.join(sorted({name.split('.')[0] for name in others}))}).")
+        say(
+            f"Only the text model is read: {len(others)} tensors are left out ({', '.join(sorted({name.split('.')[0] for name in others}))})."
+        )
     letters = views.sizes(config)
     for name, weight in table.items():
         if (shape := views.shape(weight, letters)) != there[name].shape:
-            raise ValueError(f"{folder.path}: weight {name!r} is {there[name].shape}, and config.json makes it {shape}. They are of two models.")
+            raise ValueError(
+                f"{folder.path}: weight {name!r} is {there[name].shape}, and config.json makes it {shape}. They are of two models."
+            )
     return {ours: Place(name, weight, part) for name, weight in table.items() for part, ours in enumerate(weight.ours)}
 
 
@@ -102,7 +108,9 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {rules.path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
 
 
-def load(folder: Folder, family: str, model: Model, mesh: Any, tell: Tell = lambda done: None, say: Callable[[str], None] = lambda line: None) -> Any:
+def load(
+    folder: Folder, family: str, model: Model, mesh: Any, tell: Tell = lambda done: None, say: Callable[[str], None] = lambda line: None
+) -> Any:
     """The parameters of a model, each read from the file straight into its shards.
 
     The largest come first: what is read into lies beside those already there, and at the end that is little.
@@ -165,7 +173,9 @@ def check_finite(array: np.ndarray, what: str) -> None:
         good = np.isfinite(flat[start : start + CHUNK])
         if not good.all():
             bad = flat[start : start + CHUNK][~good][0]
-            raise ValueError(f"{what} has {bad} among its numbers. The model is broken, or does not fit {array.dtype}: take another copy or dtype.")
+            raise ValueError(
+                f"{what} has {bad} among its numbers. The model is broken, or does not fit {array.dtype}: take another copy or dtype."
+            )
 
 
 def save(

@@ -1,4 +1,4 @@
-"""Rotary positions in a config.json: `rope_parameters` of transformers 5, `rope_theta` and `rope_scaling` of earlier ones, and the families' own keys."""
+"""Rotary positions in a config.json: `rope_parameters` of transformers 5, and the keys of earlier versions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The safetensors format: a header that is checked before anything is believed, tensors as ranges of bytes that numpy maps, files written tensor by tensor.
+"""The safetensors format: headers checked before they are believed, tensors mapped by numpy, files written one tensor at a time.
 
 A file is 8 bytes (the header's length, little-endian), a JSON object {name: {dtype, shape, data_offsets}}, and the bytes of the tensors.
 """

@@ -89,7 +89,9 @@ def _layers(given: Given, window: int | None, default: Callable[[int], str]) -> 
     types = given.get("layer_types", None) or [THEIRS[default(layer)] for layer in range(num_layers)]
     unknown = [kind for kind in types if kind not in KINDS]
     if unknown or len(types) != num_layers:
-        raise given.refusal("layer_types", unknown[0] if unknown else types, f"each of the {num_layers} layers is one of: {', '.join(KINDS)}")
+        raise given.refusal(
+            "layer_types", unknown[0] if unknown else types, f"each of the {num_layers} layers is one of: {', '.join(KINDS)}"
+        )
     pattern = _shortest([KINDS[kind] for kind in types])
     if "local" in pattern and window is None:
         raise given.refusal("sliding_window", None, "layer_types has layers of sliding_attention, which need its size")
@@ -172,12 +174,19 @@ SETTINGS: dict[str, Settings] = {
         },
         {**_LAYERNORM, "qkv_bias": True, "output_bias": True, "positions": "learned"},
         (
-            Part(lambda given: {"mlp_width": given.get("n_inner", None) or 4 * given.get("n_embd")}, lambda config: {"n_inner": config.mlp_width}),
+            Part(
+                lambda given: {"mlp_width": given.get("n_inner", None) or 4 * given.get("n_embd")},
+                lambda config: {"n_inner": config.mlp_width},
+            ),
             _activation("activation_function", "gelu_new"),
             NO_ROPE,
         ),
         {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-        ("n_ctx", "reorder_and_upcast_attn", *(f"summary_{x}" for x in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout"))),
+        (
+            "n_ctx",
+            "reorder_and_upcast_attn",
+            *(f"summary_{x}" for x in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")),
+        ),
     ),
     "gpt_neox": Settings(
         "GPTNeoXForCausalLM",
@@ -210,7 +219,10 @@ SETTINGS: dict[str, Settings] = {
     "qwen3": Settings("Qwen3ForCausalLM", _keys(32768, kv_heads=32, head_dim=128), {"qk_norm": "head"}, (_BIAS, _QWEN_LAYERS, _SILU, ROPE)),
     "gemma2": Settings(
         "Gemma2ForCausalLM",
-        {**_keys(8192, kv_heads=4, head_dim=256, tied=True), **{ours: (_CAPS[ours], cap) for ours, cap in zip(_CAPS, (50.0, 30.0), strict=True)}},
+        {
+            **_keys(8192, kv_heads=4, head_dim=256, tied=True),
+            **{ours: (_CAPS[ours], cap) for ours, cap in zip(_CAPS, (50.0, 30.0), strict=True)},
+        },
         _GEMMA,
         (_SCALE, _BIAS, _every(lambda given: 2), _GELU, ROPE),
         _CAUSAL,
@@ -229,7 +241,9 @@ SETTINGS: dict[str, Settings] = {
         _CAUSAL,
         ("hidden_act", "cache_implementation"),
     ),
-    "olmo2": Settings("Olmo2ForCausalLM", _keys(2048, epsilon=1e-5), {"norm_placement": "output", "qk_norm": "projection"}, (_BIAS, _SILU, ROPE)),
+    "olmo2": Settings(
+        "Olmo2ForCausalLM", _keys(2048, epsilon=1e-5), {"norm_placement": "output", "qk_norm": "projection"}, (_BIAS, _SILU, ROPE)
+    ),
     "phi3": Settings(
         "Phi3ForCausalLM", _keys(4096, epsilon=1e-5), {}, (_window(None), _SILU, PHI3_ROPE), harmless=("original_max_position_embeddings",)
     ),
@@ -325,4 +339,3 @@ def canonical(config: ModelConfig) -> ModelConfig:
     if config.positions != "rope":
         same |= {"rope_theta": 10_000.0, "rope_fraction": 1.0, "local_rope_theta": None}
     return config.replace(**same)
-

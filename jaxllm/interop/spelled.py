@@ -61,7 +61,12 @@ def pieces(tokenizer: SentencePieceTokenizer) -> str:
         kind = {"type": "BPE", "vocab": {name: i for i, name in enumerate(names)}, "merges": merges, "fuse_unk": True, **common}
         kind["unk_token"] = None if unknown is None else names[unknown]
     else:
-        kind = {"type": "Unigram", "unk_id": unknown, "vocab": [[name, piece.score] for name, piece in zip(names, model.pieces, strict=True)], **common}
+        kind = {
+            "type": "Unigram",
+            "unk_id": unknown,
+            "vocab": [[name, piece.score] for name, piece in zip(names, model.pieces, strict=True)],
+            **common,
+        }
     whole = (UNKNOWN, CONTROL, USER)  # found in a text before it is cut into pieces
     added = [_special(i, names[i]) | {"special": piece.type != USER} for i, piece in enumerate(model.pieces) if piece.type in whole]
     prefix = model.normalizer_spec.add_dummy_prefix

@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face folder into ours, and ours into files that `transformers` loads."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,8 @@ def load(folder: Path, rows: int, say: Callable[[str], None]) -> Tokenizer:
         tokenizer = _without(folder, rows, say)
     if tokenizer.vocab_size > rows:
         raise ValueError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, and its weights only {rows} rows. They are of two models: fetch it again."
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, and its weights only {rows} rows."
+            " They are of two models: fetch the folder again."
         )
     return tokenizer
 
@@ -90,12 +92,13 @@ def _check_added(folder: Path) -> None:
         raise ValueError(f"{folder}: {special_tokens.CONFIG} adds {beyond[0]!r} to {MODEL}, which does not hold it. {REMEDY}.")
 
 
-def keep(source: Path, target: Path) -> None:
-    """Copies what is to be given back into a folder, which is made."""
+def keep(source: Any, target: Any) -> None:
+    """Copies what is to be given back from one folder, here or remote, into another, which is made."""
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        if (source / name).is_file():
-            shutil.copyfile(inside(source, name), target / name)
+        if (source / name).exists():
+            file = source / name if "://" in os.fspath(source) else inside(Path(source), name)
+            (target / name).write_bytes(file.read_bytes())
 
 
 def save(tokenizer: Tokenizer, kept: Path | None, folder: Path) -> dict[str, Any]:

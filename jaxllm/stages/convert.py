@@ -1,4 +1,4 @@
-"""Conversion: a Hugging Face folder -> a work directory that every stage reads, and the model of a work directory -> a Hugging Face folder."""
+"""Conversion: a Hugging Face folder -> a work directory that every stage reads, and back."""
 
 import contextlib
 import os

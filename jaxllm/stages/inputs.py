@@ -41,7 +41,9 @@ def data_of_run(config: ConfigDict, folder: str, anew: bool) -> Any:
     tokenizer, record = workdir.own_tokenizer(folder), workdir.read(folder)
     if not anew:
         if "prepared" not in record:
-            raise ValueError(f"{folder} was converted, not trained: it has no text of its own. Name text to score: --config.data.eval=FILE.")
+            raise ValueError(
+                f"{folder} was converted, not trained: it has no text of its own. Name text to score: --config.data.eval=FILE."
+            )
         return open_prepared(record["prepared"], tokenizer=tokenizer)
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save(local)

@@ -19,7 +19,9 @@ SHARED: dict[str, Key] = {
     "batch_size": Key(8, int, "rows per update, over all devices and microbatches"),
     "sequence_length": Key(256, int, "tokens per row"),
     "init_from": Key(
-        None, str, "a jaxllm work directory or a Hugging Face folder whose weights to start from; its shape and tokenizer where none are given"
+        None,
+        str,
+        "a jaxllm work directory or a Hugging Face folder whose weights to start from; its shape and tokenizer where none are given",
     ),
     "init_rename": Key([], list, "'here=there' pairs for init_from: a regex of parameter names here, and the name there"),
     "init_skip": Key([], list, "parameter names (regexes) that init_from must not fill"),
@@ -43,7 +45,7 @@ SHARED: dict[str, Key] = {
     "data.tokenizer": Key(
         None,
         dict,
-        "{kind: bytes | sentencepiece | tokenizer.json, path, vocab_size, model_type} (None: that of data.prepared or init_from, else bytes)",
+        "{kind: bytes | sentencepiece | tokenizer.json, path, vocab_size, model_type} (None: data.prepared's or init_from's, else bytes)",
         resume=True,
     ),
     "data.eval_fraction": Key(

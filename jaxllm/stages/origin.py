@@ -78,10 +78,9 @@ def keep(source: str, folder: str | os.PathLike[str], fingerprint: str) -> None:
       fingerprint: of the run's tokenizer.
     """
     target = epath.Path(folder) / workdir.ORIGIN
-    theirs = folders.is_one(source)
-    kept = Path(source) if theirs else Path(source) / workdir.ORIGIN
-    if target.exists() or not kept.is_dir():
+    kept = epath.Path(source) if folders.is_one(source) else epath.Path(source) / workdir.ORIGIN
+    if target.exists() or not kept.exists():
         return
     spec = tokenizer(source)
     if spec is not None and make_tokenizer(spec).fingerprint == fingerprint:
-        tokenizer_files.keep(kept, Path(folder) / workdir.ORIGIN)
+        tokenizer_files.keep(kept, target)
