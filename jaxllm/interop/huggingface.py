@@ -2,17 +2,17 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxllm.interop import names, safetensors, settings, views
 from jaxllm.interop.folders import CONFIG, INDEX, WEIGHTS, Folder
+from jaxllm.interop.places import Place, layers_of, places, shapes_of
 from jaxllm.interop.views import Weight
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.model import Model
@@ -23,89 +23,6 @@ CHUNK = 1 << 22  # numbers looked at together for NaN
 SHARD_BYTES = 5_000_000_000  # of a file, as transformers has it
 
 Tell = Callable[[int], None]  # is told how many bytes were done
-
-
-class Place(NamedTuple):
-    """Where one of our arrays lies: as part `part` of the tensor `name`."""
-
-    name: str
-    weight: Weight
-    part: int
-
-
-def read_config(folder: Folder) -> tuple[str, ModelConfig]:
-    """The family and the ModelConfig of a folder, see `settings.read`."""
-    return settings.read(folder.config, str(folder.path / CONFIG))
-
-
-def stored_dtype(folder: Folder, family: str, config: ModelConfig) -> str:
-    """The dtype in which a model's parameters keep every bit: bfloat16 if all its weights are, else float32."""
-    codes = {folder.tensors[place.name].dtype for place in places(folder, family, config).values()}
-    return "bfloat16" if codes == {"BF16"} else "float32"
-
-
-def places(folder: Folder, family: str, config: ModelConfig, say: Callable[[str], None] = lambda line: None) -> dict[str, Place]:
-    """Where each of our parameters (layers one by one) lies in the folder's files.
-
-    Args:
-      folder: the folder.
-      family: a key of `names.NAMES`.
-      config: of the model.
-      say: takes the line about parts of a larger model that are left out.
-
-    Raises:
-      ValueError: a weight is missing or left over, or has another shape than config.json says.
-    """
-    known, there = names.NAMES[family], folder.tensors
-    prefix = next((prefix for prefix in known.prefixes if f"{prefix}{known.embedding}" in there), known.prefixes[0])
-    head = next((head for head in known.heads if head in there), known.heads[0])
-    table = names.table(family, _shapes(config), config.num_layers, prefix, head)
-    _check_tied(folder, config, f"{prefix}{known.embedding}", head)
-    if missing := [name for name in table if name not in there]:
-        raise ValueError(
-            f"{folder.path} lacks the weight {missing[0]!r} ({len(missing)} of {len(table)} missing). Is config.json another model's?"
-        )
-    rest = [name for name in there if name not in table and not (name == head and config.tied_embeddings)]
-    others = [name for name in rest if any(re.fullmatch(pattern, name) for pattern in known.others)]
-    left = [name for name in rest if name not in others and not any(re.fullmatch(pattern, name) for pattern in known.buffers)]
-    if left:
-        raise ValueError(
-            f"{folder.path} has the weight {left[0]!r}, for which a {family} model of this config.json has no place ({len(left)} left over)."
-            " Is config.json another model's, or are these adapters to be merged first?"
-        )
-    if others:
-        say(
-            f"Only the text model is read: {len(others)} tensors are left out ({', '.join(sorted({name.split('.')[0] for name in others}))})."
-        )
-    letters = views.sizes(config)
-    for name, weight in table.items():
-        if (shape := views.shape(weight, letters)) != there[name].shape:
-            raise ValueError(
-                f"{folder.path}: weight {name!r} is {there[name].shape}, and config.json makes it {shape}. They are of two models."
-            )
-    return {ours: Place(name, weight, part) for name, weight in table.items() for part, ours in enumerate(weight.ours)}
-
-
-def _check_tied(folder: Folder, config: ModelConfig, embedding: str, head: str) -> None:
-    """A head stored beside the embedding it is tied to must be the same numbers."""
-    if not config.tied_embeddings or head not in folder.tensors or embedding not in folder.tensors:
-        return
-    a, b = (safetensors.mapped(folder.tensors[name]) for name in (embedding, head))
-    if a.dtype != b.dtype or a.shape != b.shape or not np.array_equal(_bits(a), _bits(b)):
-        raise ValueError(
-            f"{folder.path}: tie_word_embeddings is true, but {head!r} is not {embedding!r}."
-            " Set tie_word_embeddings to false in config.json, or take that tensor out."
-        )
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    return array.view({2: np.uint16, 4: np.uint32}[array.itemsize])
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our parameters, layers one by one, by name."""
-    abstract = Model(config, scan_layers=False).abstract()
-    return {rules.path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
 
 
 def load(
@@ -139,15 +56,6 @@ def load(
         arrays[name].block_until_ready()  # before the next is read
         tell(arrays[name].nbytes)
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[rules.path_name(path)], shapes)
-
-
-def layers_of(name: str, config: ModelConfig) -> list[str]:
-    """The names, layers one by one, of what is in one of a model's arrays: itself, or the layers stacked in it."""
-    scanned = re.fullmatch(r"layers/scanned/(\d+)/(.*)", name)
-    if not scanned:
-        return [name]
-    place, rest = int(scanned[1]), scanned[2]
-    return [f"layers/{repeat * len(config.layer_pattern) + place}/{rest}" for repeat in range(config.num_repeats)]
 
 
 def _read(folder: Folder, parts: list[Place], stacked: bool, letters: Mapping, dtype: Any, shape: tuple, index: tuple) -> np.ndarray:
@@ -205,9 +113,10 @@ def save(
     """
     if dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
-    body = settings.write(family, config) | {"dtype": dtype, "torch_dtype": dtype} | dict(more or {})
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # null, where transformers would put the family's own
+    body = settings.write(family, config) | {"dtype": dtype, "torch_dtype": dtype} | ids | dict(more or {})
     (folder / CONFIG).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    table, letters = names.table(family, _shapes(config), config.num_layers), views.sizes(config)
+    table, letters = names.table(family, shapes_of(config), config.num_layers), views.sizes(config)
     shapes = {name: views.shape(weight, letters) for name, weight in table.items()}
     files = _files(shapes, np.dtype(dtype).itemsize, shard_bytes)
     for file, tensors in files.items():

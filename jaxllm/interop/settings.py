@@ -8,6 +8,7 @@ from jaxllm.interop.names import NAMES, known
 from jaxllm.interop.positions import GLOBAL_LOCAL, NEOX_ROPE, NO_ROPE, PHI3_ROPE, ROPE, Part
 from jaxllm.models.config import ModelConfig
 
+MOST_LAYERS = 10_000  # more is a mistake, or made to keep this program busy
 ACTIVATIONS = {  # theirs -> ours
     "silu": "silu",
     "swish": "silu",
@@ -268,6 +269,8 @@ def read(given: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
     fields = dict(table.ours)
     for ours, (theirs, default) in table.keys.items():
         fields[ours] = asked.get(theirs, default)
+    if not isinstance(fields["num_layers"], int) or not 0 < fields["num_layers"] <= MOST_LAYERS:
+        raise asked.refusal(table.keys["num_layers"][0], fields["num_layers"], f"a model has 1 to {MOST_LAYERS} layers")
     for part in table.parts:
         fields |= part.read(asked)
     for theirs, values in table.fixed.items():

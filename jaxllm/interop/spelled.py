@@ -1,12 +1,14 @@
 """Tokenizers of bytes and of sentencepiece spelled out as a tokenizer.json, with the same ids."""
 
+import base64
 import json
 from typing import Any
 
 from jaxllm.data.tokenizers import SPACE, ByteTokenizer, SentencePieceTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6  # types of sentencepiece's pieces
-UNIGRAM, BPE = 1, 2  # and of its models
+BPE = 2  # type of a model; all others are unigrams here
+NEVER = 1000.0  # by so much in log-probability is worse what no text becomes: <s>, <0x41>
 
 
 def _special(i: int, name: str) -> dict[str, Any]:
@@ -48,52 +50,58 @@ def _byte_characters() -> dict[int, str]:
 
 
 def pieces(tokenizer: SentencePieceTokenizer) -> str:
-    """The pieces of a sentencepiece model, with its normalisation; merges of a BPE model follow from the pieces' scores."""
+    """The pieces of a sentencepiece model, with its normalisation."""
     from sentencepiece import sentencepiece_model_pb2 as proto
 
     model = proto.ModelProto.FromString(tokenizer.model)
-    names = [_written(piece) for piece in model.pieces]
-    byte_fallback = any(piece.type == BYTE for piece in model.pieces)
-    unknown = next((i for i, piece in enumerate(model.pieces) if piece.type == UNKNOWN), None)
-    common = {"byte_fallback": byte_fallback}
-    if model.trainer_spec.model_type == BPE:
-        merges = _merges({name: piece.score for name, piece in zip(names, model.pieces, strict=True) if piece.type == NORMAL})
-        kind = {"type": "BPE", "vocab": {name: i for i, name in enumerate(names)}, "merges": merges, "fuse_unk": True, **common}
-        kind["unk_token"] = None if unknown is None else names[unknown]
-    else:
-        kind = {
-            "type": "Unigram",
-            "unk_id": unknown,
-            "vocab": [[name, piece.score] for name, piece in zip(names, model.pieces, strict=True)],
-            **common,
-        }
-    whole = (UNKNOWN, CONTROL, USER)  # found in a text before it is cut into pieces
-    added = [_special(i, names[i]) | {"special": piece.type != USER} for i, piece in enumerate(model.pieces) if piece.type in whole]
-    prefix = model.normalizer_spec.add_dummy_prefix
+    is_bpe = model.trainer_spec.model_type == BPE
+    kind, added = (_bpe if is_bpe else _unigram)(list(model.pieces))
+    kind["byte_fallback"] = any(piece.type == BYTE for piece in model.pieces)
     steps = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if model.normalizer_spec.add_dummy_prefix else []
     body = {
         "version": "1.0",
         "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": _normalizers(model)},
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(model.normalizer_spec)},
         "pre_tokenizer": None,
-        "post_processor": _template(None if tokenizer.bos_id is None else names[tokenizer.bos_id], tokenizer.bos_id),
+        "post_processor": _template(None if tokenizer.bos_id is None else model.pieces[tokenizer.bos_id].piece, tokenizer.bos_id),
         "decoder": {"type": "Sequence", "decoders": steps + strip},
         "model": kind,
     }
     return json.dumps(body, ensure_ascii=False)
 
 
-def _written(piece: Any) -> str:
-    """The name of a piece; a symbol of the user's stands in the text itself, with its spaces as they are."""
-    return piece.piece.replace(SPACE, " ") if piece.type == USER else piece.piece
+def _unknown(pieces: list) -> int | None:
+    return next((i for i, piece in enumerate(pieces) if piece.type == UNKNOWN), None)
 
 
-def _normalizers(model: Any) -> list[dict[str, Any]]:
+def _bpe(pieces: list) -> tuple[dict[str, Any], list]:
+    """Merges follow from the scores; a symbol of the user's is found in the text itself, with its spaces as they are."""
+    names = [piece.piece.replace(SPACE, " ") if piece.type == USER else piece.piece for piece in pieces]
+    merges = _merges({name: piece.score for name, piece in zip(names, pieces, strict=True) if piece.type == NORMAL})
+    unknown = _unknown(pieces)
+    kind = {"type": "BPE", "vocab": {name: i for i, name in enumerate(names)}, "merges": merges, "fuse_unk": True}
+    whole = (UNKNOWN, CONTROL, USER)  # found before the text is cut into pieces
+    added = [_special(i, names[i]) | {"special": piece.type != USER} for i, piece in enumerate(pieces) if piece.type in whole]
+    return kind | {"unk_token": None if unknown is None else names[unknown]}, added
+
+
+def _unigram(pieces: list) -> tuple[dict[str, Any], list]:
+    """Symbols of the user's compete with the other pieces, by the score that sentencepiece gives them; what no text becomes has the worst."""
+    scores = [piece.score for piece in pieces if piece.type == NORMAL]
+    best, never = max(piece.score for piece in pieces if piece.type in (NORMAL, USER)), min(scores) - NEVER
+
+    def score(piece: Any) -> float:
+        user = len(piece.piece) * best - 0.1
+        return piece.score if piece.type == NORMAL else user if piece.type == USER else never
+
+    kind = {"type": "Unigram", "unk_id": _unknown(pieces), "vocab": [[piece.piece, score(piece)] for piece in pieces]}
+    return kind, [_special(i, piece.piece) for i, piece in enumerate(pieces) if piece.type in (UNKNOWN, CONTROL)]
+
+
+def _normalizers(rules: Any) -> list[dict[str, Any]]:
     """What sentencepiece does to a text before it looks for pieces."""
-    import base64
-
-    rules, found = model.normalizer_spec, []
+    found: list[dict[str, Any]] = []
     if rules.precompiled_charsmap:
         found.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(rules.precompiled_charsmap).decode()})
     if rules.remove_extra_whitespaces:

@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxllm.interop import folders, huggingface, names, settings, tokenizer_files
+from jaxllm.interop import folders, huggingface, names, places, settings, tokenizer_files
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.model import Model
 from jaxllm.parallel.mesh import make_mesh
@@ -87,10 +87,10 @@ def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 def bring_in(source: str, target: Path, dtype: str | None) -> None:
     """Makes a work directory of a Hugging Face folder: its weights as checkpoint 0, its tokenizer, its generation settings and template."""
     folder = folders.open_folder(source)
-    family, config = huggingface.read_config(folder)
-    huggingface.places(folder, family, config)  # a mistake in the folder is told before any weight is read
+    family, config = places.read_config(folder)
+    places.places(folder, family, config)  # a mistake in the folder is told before any weight is read
     tokenizer = tokenizer_files.load(folder.path, config.vocab_size, say)
-    model = Model(config, param_dtype=dtype or huggingface.stored_dtype(folder, family, config))
+    model = Model(config, param_dtype=dtype or places.stored_dtype(folder, family, config))
     mesh = make_mesh(devices=jax.devices()[:1])
     with bar(f"Reading {family} weights", model.num_params() * jax.numpy.dtype(model.param_dtype).itemsize) as tell:
         params = huggingface.load(folder, family, model, mesh, tell, say)

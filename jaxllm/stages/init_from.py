@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxllm.data.tokenizers import make_tokenizer
-from jaxllm.interop import folders, huggingface, settings, tokenizer_files
+from jaxllm.interop import folders, huggingface, places, settings, tokenizer_files
 from jaxllm.parallel import hosts, rules
 from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import resolve
@@ -162,7 +162,7 @@ def open_source(source: str, mesh: Any, model: Any) -> tuple[Any, Any, str, str 
         there, params, step = open_model(source, mesh)
         return there, params, f"{source}, step {step}", workdir.read(source).get("tokenizer")
     folder = folders.open_folder(source)
-    family, shape = huggingface.read_config(folder)
+    family, shape = places.read_config(folder)
     check_same(model.config, shape, source)
     there = dataclasses.replace(model, config=shape)
     spec = tokenizer_files.spec(folder.path)
