@@ -212,7 +212,7 @@ class JsonTokenizer:
         pad_id = self._special("pad", pad)
         self.pad_id = eos_id if pad_id is None else pad_id
         self.stop_ids: tuple[int, ...] = (eos_id, *(i for i in dict.fromkeys(ends) if i != eos_id and i < self.vocab_size))
-        ids = f"{self.eos_id} {self.bos_id} {self.pad_id}"
+        ids = f"{self.eos_id} {self.bos_id} {self.pad_id}" + "".join(f" {i}" for i in self.stop_ids[1:])
         self.fingerprint = _hash(b"tokenizer.json", json.dumps(json.loads(text), sort_keys=True).encode(), ids.encode())
 
     @classmethod

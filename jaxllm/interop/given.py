@@ -1,8 +1,10 @@
 """A config.json that knows which of its keys were read, so that none is passed over."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from jaxllm.models.config import ModelConfig
 
 REQUIRED = object()  # the default of a key that must be there
 
@@ -64,3 +66,10 @@ class Given:
                 f"{self.where}: {unknown[0]}={str(self.given[unknown[0]])[:80]!r} is not a key that jaxllm knows.{hint}"
                 " It may change what the model computes; take it out of the file if it does not."
             )
+
+
+class Part(NamedTuple):
+    """A part of a config.json that takes more than one key: from theirs to our fields, and back to their keys."""
+
+    read: Callable[[Given], dict[str, Any]]
+    write: Callable[[ModelConfig], dict[str, Any]]

@@ -1,9 +1,8 @@
 """Rotary positions in a config.json: `rope_parameters` of transformers 5, and the keys of earlier versions."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxllm.interop.given import Given
+from jaxllm.interop.given import Given, Part
 from jaxllm.models.config import ROPE_SCALINGS, ModelConfig
 
 ENTRIES = (  # of a scaling, besides its type
@@ -18,13 +17,6 @@ ENTRIES = (  # of a scaling, besides its type
     "mscale_all_dim",
     "truncate",
 )
-
-
-class Part(NamedTuple):
-    """A part of a config.json that takes more than one key: from theirs to our fields, and back to their keys."""
-
-    read: Callable[[Given], dict[str, Any]]
-    write: Callable[[ModelConfig], dict[str, Any]]
 
 
 def _table(given: Given, kind: str | None = None) -> dict[str, Any]:
@@ -66,7 +58,7 @@ def _rope(theta_key: str = "rope_theta", share_key: str = "partial_rotary_factor
         rotated = table.get("partial_rotary_factor", given.get(share_key, share))
         if rotated != 1.0 and not shared:
             raise given.refusal(share_key, rotated, "this family rotates whole heads")
-        return {"rope_theta": float(theta), "rope_fraction": float(rotated), "rope_scaling": _scaling(given, table)}
+        return {"rope_theta": theta, "rope_fraction": rotated, "rope_scaling": _scaling(given, table)}
 
     def write(config: ModelConfig) -> dict[str, Any]:
         more = {"partial_rotary_factor": config.rope_fraction} if shared else {}
@@ -90,9 +82,9 @@ def _read_global_local(given: Given) -> dict[str, Any]:
     if local.get("rope_type", "default") != "default":
         raise given.refusal("rope_parameters.sliding_attention", local, "layers of sliding_attention are rotated without a scaling")
     return {
-        "rope_theta": float(whole.get("rope_theta", old[0])),
+        "rope_theta": whole.get("rope_theta", old[0]),
         "rope_scaling": _scaling(given, whole),
-        "local_rope_theta": float(local.get("rope_theta", old[1])),
+        "local_rope_theta": local.get("rope_theta", old[1]),
     }
 
 

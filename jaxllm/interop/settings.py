@@ -1,24 +1,15 @@
 """Their config.json <-> our ModelConfig: one record per family, read in both directions; a key that is not known is refused."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxllm.interop.given import REQUIRED, Given
+from jaxllm.interop.given import REQUIRED, Given, Part
 from jaxllm.interop.names import NAMES, known
-from jaxllm.interop.positions import GLOBAL_LOCAL, NEOX_ROPE, NO_ROPE, PHI3_ROPE, ROPE, Part
+from jaxllm.interop.parts import QWEN_LAYERS, SCALE, activation, every, gemma3_period, shortest, switch, window
+from jaxllm.interop.positions import GLOBAL_LOCAL, NEOX_ROPE, NO_ROPE, PHI3_ROPE, ROPE
 from jaxllm.models.config import ModelConfig
 
 MOST_LAYERS = 10_000  # more is a mistake, or made to keep this program busy
-ACTIVATIONS = {  # theirs -> ours
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
-}
 
 
 class Settings(NamedTuple):
@@ -41,105 +32,6 @@ class Settings(NamedTuple):
     harmless: tuple[str, ...] = ()
 
 
-def _activation(key: str, default: str) -> Part:
-    def read(given: Given) -> dict[str, Any]:
-        theirs = given.get(key, default) or default
-        if theirs not in ACTIVATIONS:
-            raise given.refusal(key, theirs, f"jaxllm computes: {', '.join(ACTIVATIONS)}")
-        return {"activation": ACTIVATIONS[theirs]}
-
-    def write(config: ModelConfig) -> dict[str, Any]:
-        names = [theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation]
-        return {key: default if default in names else names[0]}
-
-    return Part(read, write)
-
-
-def _switch(key: str, default: bool, *fields: str) -> Part:
-    """One of their switches for several of our fields."""
-
-    def read(given: Given) -> dict[str, Any]:
-        return dict.fromkeys(fields, bool(given.get(key, default)))
-
-    return Part(read, lambda config: {key: bool(getattr(config, fields[0]))})
-
-
-def _shortest(kinds: list[str]) -> tuple[str, ...]:
-    """The shortest pattern that these kinds of layers repeat."""
-    repeats = (size for size in range(1, len(kinds) + 1) if all(kind == kinds[i % size] for i, kind in enumerate(kinds)))
-    return tuple(kinds[: next(repeats)])
-
-
-def _window(default: int | None) -> Part:
-    """`sliding_window` for all layers; null: none."""
-
-    def read(given: Given) -> dict[str, Any]:
-        window = given.get("sliding_window", default)
-        return {} if window is None else {"layer_pattern": ("local",), "window": window}
-
-    return Part(read, lambda config: {"sliding_window": config.window})
-
-
-KINDS = {"full_attention": "global", "sliding_attention": "local"}
-THEIRS = {ours: theirs for theirs, ours in KINDS.items()}
-
-
-def _layers(given: Given, window: int | None, default: Callable[[int], str]) -> dict[str, Any]:
-    """`layer_types`, or where it is left out what `default` says of each layer."""
-    num_layers = given.get("num_hidden_layers")
-    types = given.get("layer_types", None) or [THEIRS[default(layer)] for layer in range(num_layers)]
-    unknown = [kind for kind in types if kind not in KINDS]
-    if unknown or len(types) != num_layers:
-        raise given.refusal(
-            "layer_types", unknown[0] if unknown else types, f"each of the {num_layers} layers is one of: {', '.join(KINDS)}"
-        )
-    pattern = _shortest([KINDS[kind] for kind in types])
-    if "local" in pattern and window is None:
-        raise given.refusal("sliding_window", None, "layer_types has layers of sliding_attention, which need its size")
-    return {"layer_pattern": pattern, "window": window if "local" in pattern else None}
-
-
-def _types(config: ModelConfig) -> list[str]:
-    return [THEIRS[config.layer_kind(layer)] for layer in range(config.num_layers)]
-
-
-def _read_qwen_layers(given: Given) -> dict[str, Any]:
-    window, first = given.get("sliding_window", 4096), given.get("max_window_layers", 28)
-    window = window if given.get("use_sliding_window", False) else None
-    return _layers(given, window, lambda layer: "local" if window is not None and layer >= first else "global")
-
-
-def _write_qwen_layers(config: ModelConfig) -> dict[str, Any]:
-    kinds = _types(config)
-    first = kinds.index(THEIRS["local"]) if THEIRS["local"] in kinds else config.num_layers
-    used = config.window is not None
-    return {"use_sliding_window": used, "sliding_window": config.window, "max_window_layers": first, "layer_types": kinds}
-
-
-def _every(period: Callable[[Given], int]) -> Part:
-    """Layers of which every `period`-th sees everything, unless `layer_types` says otherwise."""
-
-    def read(given: Given) -> dict[str, Any]:
-        every = period(given)
-        return _layers(given, given.get("sliding_window", 4096), lambda layer: "global" if (layer + 1) % every == 0 else "local")
-
-    return Part(read, lambda config: {"sliding_window": config.window, "layer_types": _types(config)})
-
-
-def _gemma3_period(given: Given) -> int:
-    return given.get("sliding_window_pattern", None) or given.get("_sliding_window_pattern", 6)
-
-
-def _read_scale(given: Given) -> dict[str, Any]:
-    return {"attention_scale": given.get("query_pre_attn_scalar", 256) ** -0.5}
-
-
-_SCALE = Part(_read_scale, lambda config: {"query_pre_attn_scalar": round((config.attention_scale or config.head_size**-0.5) ** -2)})
-_QWEN_LAYERS = Part(_read_qwen_layers, _write_qwen_layers)
-_BIAS = _switch("attention_bias", False, "qkv_bias", "output_bias")
-_SILU, _GELU = _activation("hidden_act", "silu"), _activation("hidden_activation", "gelu_pytorch_tanh")
-
-
 def _keys(positions: int, epsilon: float = 1e-6, kv_heads: int | None = None, head_dim: int | None = None, tied: bool = False) -> dict:
     """The keys that most families share, with this one's defaults."""
     return {
@@ -156,6 +48,8 @@ def _keys(positions: int, epsilon: float = 1e-6, kv_heads: int | None = None, he
     }
 
 
+_BIAS = switch("attention_bias", False, "qkv_bias", "output_bias")
+_SILU, _GELU = activation("hidden_act", "silu"), activation("hidden_activation", "gelu_pytorch_tanh")
 _GEMMA = {"norm_plus_one": True, "norm_placement": "sandwich", "scale_embeddings": True}
 _CAUSAL = {"use_bidirectional_attention": (None, False)}
 _LAYERNORM = {"norm": "layernorm", "mlp_bias": True, "gated_mlp": False}
@@ -179,7 +73,7 @@ SETTINGS: dict[str, Settings] = {
                 lambda given: {"mlp_width": given.get("n_inner", None) or 4 * given.get("n_embd")},
                 lambda config: {"n_inner": config.mlp_width},
             ),
-            _activation("activation_function", "gelu_new"),
+            activation("activation_function", "gelu_new"),
             NO_ROPE,
         ),
         {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
@@ -197,12 +91,12 @@ SETTINGS: dict[str, Settings] = {
         },
         _LAYERNORM,
         (
-            _switch("attention_bias", True, "qkv_bias", "output_bias"),
+            switch("attention_bias", True, "qkv_bias", "output_bias"),
             Part(
                 lambda given: {"block": "parallel" if given.get("use_parallel_residual", True) else "sequential"},
                 lambda config: {"use_parallel_residual": config.block == "parallel"},
             ),
-            _activation("hidden_act", "gelu"),
+            activation("hidden_act", "gelu"),
             NEOX_ROPE,
         ),
         harmless=("hidden_dropout",),
@@ -211,13 +105,13 @@ SETTINGS: dict[str, Settings] = {
         "LlamaForCausalLM",
         _keys(2048),
         {},
-        (_BIAS, _switch("mlp_bias", False, "mlp_bias"), _SILU, ROPE),
+        (_BIAS, switch("mlp_bias", False, "mlp_bias"), _SILU, ROPE),
         {"rope_interleaved": (False,)},
         ("pretraining_tp", "is_llama_config"),
     ),
-    "mistral": Settings("MistralForCausalLM", _keys(131072, kv_heads=8), {}, (_window(4096), _SILU, ROPE)),
-    "qwen2": Settings("Qwen2ForCausalLM", _keys(32768, kv_heads=32), {"qkv_bias": True}, (_QWEN_LAYERS, _SILU, ROPE)),
-    "qwen3": Settings("Qwen3ForCausalLM", _keys(32768, kv_heads=32, head_dim=128), {"qk_norm": "head"}, (_BIAS, _QWEN_LAYERS, _SILU, ROPE)),
+    "mistral": Settings("MistralForCausalLM", _keys(131072, kv_heads=8), {}, (window(4096), _SILU, ROPE)),
+    "qwen2": Settings("Qwen2ForCausalLM", _keys(32768, kv_heads=32), {"qkv_bias": True}, (QWEN_LAYERS, _SILU, ROPE)),
+    "qwen3": Settings("Qwen3ForCausalLM", _keys(32768, kv_heads=32, head_dim=128), {"qk_norm": "head"}, (_BIAS, QWEN_LAYERS, _SILU, ROPE)),
     "gemma2": Settings(
         "Gemma2ForCausalLM",
         {
@@ -225,7 +119,7 @@ SETTINGS: dict[str, Settings] = {
             **{ours: (_CAPS[ours], cap) for ours, cap in zip(_CAPS, (50.0, 30.0), strict=True)},
         },
         _GEMMA,
-        (_SCALE, _BIAS, _every(lambda given: 2), _GELU, ROPE),
+        (SCALE, _BIAS, every(lambda given: 2), _GELU, ROPE),
         _CAUSAL,
         ("hidden_act", "cache_implementation"),
     ),
@@ -238,7 +132,7 @@ SETTINGS: dict[str, Settings] = {
             "num_heads": ("num_attention_heads", 8),
         },
         {**_GEMMA, "qk_norm": "head"},
-        (_SCALE, _BIAS, _every(_gemma3_period), _GELU, GLOBAL_LOCAL),
+        (SCALE, _BIAS, every(gemma3_period), _GELU, GLOBAL_LOCAL),
         _CAUSAL,
         ("hidden_act", "cache_implementation"),
     ),
@@ -246,7 +140,7 @@ SETTINGS: dict[str, Settings] = {
         "Olmo2ForCausalLM", _keys(2048, epsilon=1e-5), {"norm_placement": "output", "qk_norm": "projection"}, (_BIAS, _SILU, ROPE)
     ),
     "phi3": Settings(
-        "Phi3ForCausalLM", _keys(4096, epsilon=1e-5), {}, (_window(None), _SILU, PHI3_ROPE), harmless=("original_max_position_embeddings",)
+        "Phi3ForCausalLM", _keys(4096, epsilon=1e-5), {}, (window(None), _SILU, PHI3_ROPE), harmless=("original_max_position_embeddings",)
     ),
 }
 
@@ -265,7 +159,18 @@ def read(given: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
         whole = {name: given[name] for name in ("tie_word_embeddings",) if name in given}
         given = {"model_type": "gemma3_text", **whole, **given["text_config"]}
     family = known(given.get("model_type"))
-    table, asked = SETTINGS[family], Given(given, where)
+    try:
+        fields = _fields(SETTINGS[family], Given(given, where))
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{where}: a value is not of the kind that its key wants ({error}). Fetch the file again.") from None
+    try:
+        return family, ModelConfig(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _fields(table: Settings, asked: Given) -> dict[str, Any]:
+    """The fields of the ModelConfig; every key is read, or known to be harmless."""
     fields = dict(table.ours)
     for ours, (theirs, default) in table.keys.items():
         fields[ours] = asked.get(theirs, default)
@@ -277,10 +182,7 @@ def read(given: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
         if (value := asked.get(theirs, values[0])) not in values:
             raise asked.refusal(theirs, value, f"jaxllm computes {values[0]!r} alone")
     asked.check_all_read(table.harmless)
-    try:
-        return family, ModelConfig(**fields)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    return fields
 
 
 def write(family: str, config: ModelConfig) -> dict[str, Any]:
@@ -326,7 +228,7 @@ def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
 
 def canonical(config: ModelConfig) -> ModelConfig:
     """The same model said in one way: what changes no number of a trained model at its default, what follows from the rest spelled out."""
-    pattern = _shortest([config.layer_kind(layer) for layer in range(config.num_layers)])
+    pattern = shortest([config.layer_kind(layer) for layer in range(config.num_layers)])
     same: dict[str, Any] = dict.fromkeys(("residual_dropout", "attention_dropout", "embedding_dropout"), 0.0)
     same |= {"init_std": 0.02, "layer_pattern": pattern, "window": config.window if "local" in pattern else None}
     same["attention_scale"] = float(f"{config.attention_scale or config.head_size**-0.5:.12g}")

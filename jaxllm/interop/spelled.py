@@ -87,7 +87,7 @@ def _bpe(pieces: list) -> tuple[dict[str, Any], list]:
 
 
 def _unigram(pieces: list) -> tuple[dict[str, Any], list]:
-    """Symbols of the user's compete with the other pieces, by the score that sentencepiece gives them; what no text becomes has the worst."""
+    """Symbols of the user's compete with the other pieces, by the score that sentencepiece gives them; what no text becomes, the worst."""
     scores = [piece.score for piece in pieces if piece.type == NORMAL]
     best, never = max(piece.score for piece in pieces if piece.type in (NORMAL, USER)), min(scores) - NEVER
 

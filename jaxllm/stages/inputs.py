@@ -50,7 +50,7 @@ def data_of_run(config: ConfigDict, folder: str, anew: bool) -> Any:
         spec = (
             {"kind": tokenizer.kind} if tokenizer.kind == "bytes" else {"kind": tokenizer.kind, "path": f"{local}/{FILES[tokenizer.kind]}"}
         )
-        return prepare({**settings_of(config), "tokenizer": spec}, say=hosts.say)
+        return prepare({**settings_of(config), "tokenizer": spec}, trains=False, say=hosts.say)
 
 
 def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:

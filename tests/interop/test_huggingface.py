@@ -113,11 +113,17 @@ def without(tensors, name):
 NORM = "model.norm.weight"
 WRONG = {
     "missing": (lambda w: without(w, NORM), r"lacks the weight 'model.norm.weight' \(1 of 21 missing\)"),
-    "left over": (lambda w: w | {"model.layers.0.self_attn.q_proj.bias": np.ones(64, np.float32)}, r"'model.layers.0.self_attn.q_proj.bias', for"),
+    "left over": (
+        lambda w: w | {"model.layers.0.self_attn.q_proj.bias": np.ones(64, np.float32)},
+        r"'model.layers.0.self_attn.q_proj.bias', for",
+    ),
     "another shape": (lambda w: w | {NORM: np.ones(3, np.float32)}, r"'model.norm.weight' is \(3,\), and config.json makes it \(64,\)"),
     "not a number": (lambda w: w | {NORM: np.full(64, np.nan, np.float32)}, "weight 'model.norm.weight' has nan among its numbers"),
     "infinite": (lambda w: w | {NORM: np.full(64, np.inf, np.float32)}, "weight 'model.norm.weight' has inf among its numbers"),
-    "of whole numbers": (lambda w: w | {NORM: np.ones(64, np.int8)}, "weight 'model.norm.weight' has dtype I8. Weights are read from: F32, BF16"),
+    "of whole numbers": (
+        lambda w: w | {NORM: np.ones(64, np.int8)},
+        "weight 'model.norm.weight' has dtype I8. Weights are read from: F32, BF16",
+    ),
 }
 
 
@@ -131,7 +137,7 @@ def test_weights_that_do_not_fit_are_named(change, message, tmp_path):
 def test_a_head_that_is_not_the_embedding_it_is_tied_to(tmp_path):
     tensors = made.weights("tiny_smollm2")
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
-    with pytest.raises(ValueError, match="tie_word_embeddings is true, but 'lm_head.weight' is not 'model.embed_tokens.weight'"):
+    with pytest.raises(ValueError, match=r"tie_word_embeddings is true, but 'lm_head.weight' is not 'model.embed_tokens.weight'"):
         imported(made.folder("tiny_smollm2", tmp_path / "in", tensors=tensors | head))
 
 
@@ -140,5 +146,5 @@ def test_what_float16_cannot_hold_is_refused(tmp_path):
     family, model, params = imported(made.folder("tiny_llama3", tmp_path / "in", tensors=tensors))
     with pytest.raises(ValueError, match=re.escape("Weight 'model.norm.weight' has inf among its numbers")):
         exported(tmp_path / "out", family, model, params, "float16")
-    with pytest.raises(ValueError, match="Unknown dtype 'int8'. Choose one of: float32, bfloat16, float16"):
+    with pytest.raises(ValueError, match=r"Unknown dtype 'int8'. Choose one of: float32, bfloat16, float16"):
         exported(tmp_path / "other", family, model, params, "int8")

@@ -57,7 +57,10 @@ def test_layers_with_and_without_windows():
 REFUSED = {
     "an unknown family": ({"model_type": "lama"}, "Unknown model family 'lama'.*Did you mean 'llama'"),
     "no family": ({"model_type": None}, "Unknown model family None. Choose one of: gpt2, gpt_neox, llama"),
-    "an unknown rotation": ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "rope_type='longrope' is not supported; jaxllm computes"),
+    "an unknown rotation": (
+        {"rope_scaling": {"rope_type": "longrope", "factor": 2}},
+        "rope_type='longrope' is not supported; jaxllm computes",
+    ),
     "an unknown entry of it": ({"rope_scaling": {"rope_type": "linear", "factor": 2, "x": 1}}, r"rope_parameters.x=1 is not supported"),
     "part of a head": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
     "an unusual activation": ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu' is not supported; jaxllm computes: silu"),
@@ -68,6 +71,8 @@ REFUSED = {
     "a size that is none": ({"hidden_size": "big"}, "config.json: model.width='big' is not a whole number"),
     "no size": ({"hidden_size": None}, "config.json has no hidden_size, which a llama model needs"),
     "a thousand million layers": ({"num_hidden_layers": 10**9}, "a model has 1 to 10000 layers"),
+    "a table that is a word": ({"rope_scaling": "linear"}, "config.json: a value is not of the kind that its key wants"),
+    "a base that is a word": ({"rope_theta": "big"}, "config.json: model.rope_theta='big' is not a number"),
     "heads that do not divide": ({"num_attention_heads": 31, "head_dim": None}, "config.json: model.width=2048 does not divide"),
 }
 
@@ -84,6 +89,8 @@ def test_what_is_not_computed_is_refused_by_name(change, message):
     [
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "jaxllm computes False alone"),
         ("gemma2-2b", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ("gemma2-2b", {"query_pre_attn_scalar": 0}, "a value is not of the kind"),
+        ("gemma3-1b", {"sliding_window_pattern": "x"}, "a value is not of the kind"),
         ("gemma2-2b", {"layer_types": ["full_attention"]}, "each of the 26 layers is one of"),
         ("qwen3-0.6b", {"layer_types": ["chunked_attention"] * 28}, "layer_types='chunked_attention' is not supported"),
     ],

@@ -1,4 +1,4 @@
-"""Writes tests/interop/golden: the folders that transformers writes of every tiny family, and its logits, so that `make test` needs no torch.
+"""Writes tests/interop/golden: the folders that transformers writes of every tiny family, and its logits; so `make test` needs no torch.
 
     python -m tests.oracle.make_golden        (where torch and transformers are installed)
 

@@ -12,7 +12,13 @@ from tests.interop import made
 from tests.interop.test_tokenizer_files import NAMED, byte_level, folder_of
 
 NAME = "tiny_llama3"
-TRAIN = ["--config.steps=2", "--config.batch_size=8", "--config.sequence_length=32", "--config.schedule.warmup=0", "--config.model.preset=none"]
+TRAIN = [
+    "--config.steps=2",
+    "--config.batch_size=8",
+    "--config.sequence_length=32",
+    "--config.schedule.warmup=0",
+    "--config.model.preset=none",
+]
 
 
 @pytest.fixture
@@ -22,7 +28,6 @@ def theirs(tmp_path):
     path = folder_of(made.folder(NAME, tmp_path / "theirs"), byte_level(adds_bos=True), NAMED, generation_config=ends)
     (path / "chat_template.jinja").write_text("{{ messages }}")
     return path
-
 
 
 @pytest.fixture
