@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CONFIG, MAP, GENERATION, MODEL = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json"
+GENERIC = (
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+)  # classes of transformers that do as tokenizer.json says, whatever is said beside it
 
 
 class Special(NamedTuple):
@@ -38,7 +42,7 @@ def read(folder: str | os.PathLike[str]) -> Special | None:
     roles = {role: _name(said.get(f"{role}_token")) for role in ("eos", "bos", "pad")}
     ends = (generation or {}).get("eos_token_id", (model or {}).get("eos_token_id"))
     ends = ends if isinstance(ends, list) else [ends]
-    adds = said.get("add_bos_token")
+    adds = said.get("add_bos_token") if said.get("tokenizer_class") not in GENERIC else None
     return Special(**roles, adds_bos=adds if isinstance(adds, bool) else None, ends=tuple(i for i in ends if type(i) is int and i >= 0))
 
 

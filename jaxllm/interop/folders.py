@@ -35,16 +35,18 @@ def is_one(folder: str | os.PathLike[str]) -> bool:
     return "model_type" in config and not {"stage", "config"} <= config.keys()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of others.
+def read_json(path: Any) -> dict[str, Any]:
+    """A JSON object from a file of others, here or remote.
 
     Raises:
       ValueError: it is too large, no JSON object, or holds a key twice.
     """
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than such a file needs. {safetensors.DAMAGED}")
+    with path.open("rb") as file:
+        text = file.read(MAX_JSON + 1)
+    if len(text) > MAX_JSON:
+        raise ValueError(f"{path} has more than {MAX_JSON:,} bytes, which no such file needs. {safetensors.DAMAGED}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=safetensors.unique)
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=safetensors.unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({str(error)[:200]}). {safetensors.DAMAGED}") from None
     if not isinstance(found, dict):

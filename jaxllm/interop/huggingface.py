@@ -118,7 +118,7 @@ def save(
     (folder / CONFIG).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
     table, letters = names.table(family, shapes_of(config), config.num_layers), views.sizes(config)
     shapes = {name: views.shape(weight, letters) for name, weight in table.items()}
-    files = _files(shapes, np.dtype(dtype).itemsize, shard_bytes)
+    files = shards(shapes, np.dtype(dtype).itemsize, shard_bytes)
     for file, tensors in files.items():
         made = _made({name: table[name] for name in tensors}, letters, Arrays(config, params), dtype, tell)
         safetensors.write(folder / file, {name: shapes[name] for name in tensors}, dtype, made)
@@ -128,7 +128,7 @@ def save(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _files(shapes: Mapping[str, tuple[int, ...]], itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
+def shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int, shard_bytes: int) -> dict[str, list[str]]:
     """File name -> its tensors, in the order of the model."""
     groups: list[list[str]] = [[]]
     room = shard_bytes

@@ -50,7 +50,11 @@ def _byte_characters() -> dict[int, str]:
 
 
 def pieces(tokenizer: SentencePieceTokenizer) -> str:
-    """The pieces of a sentencepiece model, with its normalisation."""
+    """The pieces of a sentencepiece model, with its normalisation.
+
+    The ids are the same, with two exceptions of unigram models: where splits tie (runs of spaces that are symbols), rounding decides; and
+    `<s>` in a text whose characters have no piece is found as the token.
+    """
     from sentencepiece import sentencepiece_model_pb2 as proto
 
     model = proto.ModelProto.FromString(tokenizer.model)

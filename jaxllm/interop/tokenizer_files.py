@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,21 +100,20 @@ def keep(source: Any, target: Any) -> None:
             (target / name).write_bytes(file.read_bytes())
 
 
-def save(tokenizer: Tokenizer, kept: Path | None, folder: Path) -> dict[str, Any]:
+def save(tokenizer: Tokenizer, kept: Any, folder: Path) -> dict[str, Any]:
     """Writes the tokenizer, and everything that was kept of where it came from.
 
     Args:
       tokenizer: of any kind; sentencepiece and bytes are also spelled out as a tokenizer.json.
-      kept: what `keep` made; None: nothing.
+      kept: the folder that `keep` made, here or remote; None: nothing was kept.
       folder: where to.
 
     Returns:
       The entries of config.json that name special tokens.
     """
-    if kept is not None and kept.is_dir():
-        for name in KEPT[1:]:
-            if (kept / name).is_file():
-                shutil.copyfile(kept / name, folder / name)
+    for name in KEPT[1:] if kept is not None else ():
+        if (kept / name).exists():
+            (folder / name).write_bytes((kept / name).read_bytes())
     tokenizer.save(folder)
     (folder / "tokenizer_info.json").unlink()
     if not isinstance(tokenizer, JsonTokenizer):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,6 +32,8 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
         raise ValueError(f"jaxllm convert does not know {overrides[0]!r}. Choose from: --from, --to, --dtype, --step, --family.")
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a model that fits no device may still fit the host
     is_theirs = folders.is_one(args.source)
+    if not (epath.Path(args.source) / workdir.NAME).exists():
+        raise ValueError(f"--from {args.source}: there is no {workdir.NAME}. Give a Hugging Face folder or a work directory.")
     for name in ("step", "family") if is_theirs else ():
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} is for work directories, and {args.source} is a Hugging Face folder. Leave it out.")
@@ -105,22 +108,22 @@ def bring_in(source: str, target: Path, dtype: str | None) -> None:
 
 def take_out(source: str, target: Path, dtype: str | None, step: int | None, family: str | None) -> None:
     """Writes the model of a work directory (its moving average, if it kept one) as a Hugging Face folder."""
-    tokenizer = workdir.own_tokenizer(source)
+    tokenizer, kept = workdir.own_tokenizer(source), epath.Path(source) / workdir.ORIGIN
     model, params, step = open_model(source, make_mesh(devices=jax.devices()[:1]), step)
-    family = family_to_write(model.config, Path(source) / workdir.ORIGIN) if family is None else names.known(family)
+    family = family_to_write(model.config, kept) if family is None else names.known(family)
     dtype = dtype or model.param_dtype
-    ids = tokenizer_files.save(tokenizer, Path(source) / workdir.ORIGIN, target)
+    ids = tokenizer_files.save(tokenizer, kept, target)
     with bar(f"Writing {family} weights of step {step}", model.num_params() * jax.numpy.dtype(dtype).itemsize) as tell:
         huggingface.save(target, family, model.config, params, dtype, ids, tell=tell)
 
 
-def family_to_write(config: ModelConfig, kept: Path) -> str:
+def family_to_write(config: ModelConfig, kept: epath.Path) -> str:
     """The family that the model came from, if it still is of it; else the first that can say what it is.
 
     Raises:
       ValueError: there is none.
     """
-    if (kept / folders.CONFIG).is_file():
+    if (kept / folders.CONFIG).exists():
         given = folders.read_json(kept / folders.CONFIG)
         came_from = settings.read(given, str(kept / folders.CONFIG))[0]
         with contextlib.suppress(ValueError):

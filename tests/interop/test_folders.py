@@ -85,5 +85,5 @@ def test_what_is_no_folder(tmp_path):
     refused(tmp_path / "none", "is not a Hugging Face folder: it has no config.json")
     refused("gs://bucket/model", "is not on this machine. Copy it to a disk first")
     (tmp_path / "config.json").write_text("{}" + " " * (65 << 20))
-    refused(tmp_path, "more than such a file needs")
+    refused(tmp_path, "which no such file needs")
     assert not folders.is_one(tmp_path) and not folders.is_one(tmp_path / "none")

@@ -87,7 +87,7 @@ def test_bfloat16_stays_bfloat16(tmp_path):
 def test_older_names_and_buffers_are_known(tmp_path):
     """GPT-2 as it was first published: no prefix, masks among the weights; a tied head that was written all the same."""
     plain = {key.removeprefix("transformer."): value for key, value in made.weights("tiny_gpt2").items()}
-    masks = {"h.0.attn.bias": np.ones((1, 1, 4, 4), np.uint8), "h.0.attn.masked_bias": np.float32(-1e9).reshape(())}
+    masks = {"h.0.attn.bias": np.ones((1, 1, 4, 4), np.uint8), "h.0.attn.masked_bias": np.full((1,), -1e9, np.float32)}
     more = {"lm_head.weight": plain["wte.weight"].copy()}
     _, _, params = imported(made.folder("tiny_gpt2", tmp_path / "old", tensors=plain | masks | more))
     _, _, expected = imported(made.folder("tiny_gpt2", tmp_path / "new"))

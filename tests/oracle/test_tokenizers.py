@@ -19,9 +19,9 @@ LLAMA3 = QWEN.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
 TEXTS = [*HARD.values(), *SAMPLE, "<|end|> <|begin|>x<|turn|>", " leading", "trailing \n", "\n\n\nlines", "1234567890", "don't I'LL"]
 
 
-def split_by(pattern):
+def split_by(pattern, adds_bos=False):
     """A tokenizer.json like Llama 3's and Qwen's: their pattern, then bytes."""
-    model = byte_level()
+    model = byte_level(adds_bos)
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, level])
@@ -31,9 +31,9 @@ def split_by(pattern):
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 MODELS = {
     "gpt2": (lambda: byte_level(), FAST | NAMED),
-    "llama3": (lambda: split_by(LLAMA3), FAST | NAMED | {"add_bos_token": True}),
+    "llama3": (lambda: split_by(LLAMA3, adds_bos=True), FAST | NAMED),
+    "said to a class that does not listen": (lambda: byte_level(), FAST | NAMED | {"add_bos_token": True}),
     "qwen": (lambda: split_by(QWEN), FAST | NAMED),
-    "with a template": (lambda: byte_level(adds_bos=True), FAST | NAMED),
 }
 
 
