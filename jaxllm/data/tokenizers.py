@@ -330,7 +330,7 @@ def make_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
 
 def _json_tokenizer(text: str, spec: Mapping[str, Any]) -> JsonTokenizer:
     """With the roles of the spec; else those of what `save` wrote beside it; else those that the files beside it say."""
-    roles = {role: str(spec[role]) for role in ROLES if role in spec}
+    roles: dict[str, Any] = {role: str(spec[role]) for role in ROLES if role in spec}
     folder = Path(spec["path"]).parent
     info = folder / INFO_FILE
     if not roles and info.is_file():

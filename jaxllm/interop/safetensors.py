@@ -137,10 +137,11 @@ def write(path: Path, tensors: Mapping[str, tuple[int, ...]], dtype: str, arrays
       dtype: a key of `CODES`, of all of them.
       arrays: the tensors themselves.
     """
-    header, end = {"__metadata__": {"format": "pt"}}, 0  # transformers asks which framework's layout it is
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks which framework's layout it is
+    end = 0
     for name, shape in tensors.items():
         start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
-        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}  # type: ignore[assignment]
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data are aligned
     with path.open("wb") as file:

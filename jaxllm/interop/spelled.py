@@ -55,8 +55,9 @@ def pieces(tokenizer: SentencePieceTokenizer) -> str:
     The ids are the same, with two exceptions of unigram models: where splits tie (runs of spaces that are symbols), rounding decides; and
     `<s>` in a text whose characters have no piece is found as the token.
     """
-    from sentencepiece import sentencepiece_model_pb2 as proto
+    from sentencepiece import sentencepiece_model_pb2
 
+    proto: Any = sentencepiece_model_pb2
     model = proto.ModelProto.FromString(tokenizer.model)
     is_bpe = model.trainer_spec.model_type == BPE
     kind, added = (_bpe if is_bpe else _unigram)(list(model.pieces))

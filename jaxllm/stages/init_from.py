@@ -203,8 +203,8 @@ def initial_weights(config: ConfigDict, mesh: Any, model: Any, tokenizer: str) -
     if other != tokenizer:
         rows.append(("tokenizer", "ANOTHER there: rows of the vocabulary were learnt for other tokens (init_skip leaves them out)"))
     if there == model and not config.init_rename and not config.init_skip:  # each in its place already: no second copy
-        names = [(name, "loaded") for name in flat(there.relayout(there.abstract(), False))]
-        show([*rows, *names], f"Weights from {called}: {len(names)} of {len(names)} parameters")
+        loads = [(name, "loaded") for name in flat(there.relayout(there.abstract(), False))]
+        show([*rows, *loads], f"Weights from {called}: {len(loads)} of {len(loads)} parameters")
         return theirs
     alone = dataclasses.replace(model, scan_layers=False)
     axes = alone.axes()

@@ -17,7 +17,8 @@ from tests.interop.test_tokenizer_files import NAMED, byte_level, folder_of
 
 NAME = "tiny_llama3"
 TRAIN = [
-    "--config.steps=2",
+    "--config.steps=1",
+    "--config.optimizer.learning_rate=0",
     "--config.batch_size=8",
     "--config.sequence_length=32",
     "--config.schedule.warmup=0",
@@ -45,7 +46,8 @@ def config(corpus, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
-        f"    return ConfigDict({{'model': {{'preset': 'tiny'}}, 'data': {{'train': [{str(corpus)!r}], 'workers': 1, 'eval_fraction': 0.0}},"
+        f"    return ConfigDict({{'model': {{'preset': 'tiny'}},"
+        f" 'data': {{'train': [{str(corpus)!r}], 'workers': 1, 'eval_fraction': 0.0}},"
         " 'log': {'tensorboard': False}})\n"
     )
     return path
@@ -115,9 +117,9 @@ def test_a_folder_of_another_model_names_what_differs(stage, theirs, config, tmp
 def test_what_may_differ_from_the_folder():
     mine = preset(NAME)
     check_same(mine, mine.replace(vocab_size=400, max_positions=9, residual_dropout=0.1, init_std=None), "there")
-    with pytest.raises(ValueError, match="model.norm_epsilon is 1e-05 here, 0.1 there; model.tied_embeddings is False here, True there"):
+    with pytest.raises(ValueError, match=r"model.norm_epsilon is 1e-05 here, 0.1 there; model.tied_embeddings is False here, True there"):
         check_same(mine, mine.replace(norm_epsilon=0.1, tied_embeddings=True), "there")
-    with pytest.raises(ValueError, match="model.max_positions is 256 here, 9 there"):
+    with pytest.raises(ValueError, match=r"model.max_positions is 256 here, 9 there"):
         check_same(preset("tiny_gpt2"), preset("tiny_gpt2").replace(max_positions=9), "there")
 
 
