@@ -1,4 +1,4 @@
-"""How much memory and time `jaxllm convert` takes for a folder of a given size, in both directions.
+"""How much memory and time a Hugging Face folder of a given size takes: read onto a device, converted into a work directory, and back.
 
 python -m benchmarks.convert --gigabytes 1 --dtype float32
 """
@@ -19,6 +19,18 @@ from jaxllm.interop.huggingface import shards
 from jaxllm.interop.places import shapes_of
 from jaxllm.models import counts
 from jaxllm.models.config import ModelConfig
+
+READ = """
+import sys, jax
+jax.config.update("jax_platforms", "cpu")
+from jaxllm.interop import folders, huggingface, places
+from jaxllm.models.model import Model
+from jaxllm.parallel.mesh import make_mesh
+folder = folders.open_folder(sys.argv[1])
+family, config = places.read_config(folder)
+dtype = places.stored_dtype(folder, family, config)
+params = huggingface.load(folder, family, Model(config, param_dtype=dtype), make_mesh(devices=jax.devices()[:1]))
+"""
 
 
 def model_of(gigabytes: float, dtype: str) -> ModelConfig:
@@ -69,8 +81,14 @@ def main() -> None:
         size = write_folder(theirs, model_of(args.gigabytes, args.dtype), args.dtype)
         _, base = measured("-c", "import jax, jaxllm.stages.convert; jax.numpy.zeros(1).block_until_ready()")
         print(f"folder: {size / 1e9:.3f} GB of {args.dtype}; the program alone: {base / 1e9:.3f} GB")
-        for what, source, target in (("in", theirs, ours), ("out", ours, again)):
-            seconds, peak = measured("-m", "jaxllm", "convert", "--from", str(source), "--to", str(target))
+        convert = ("-m", "jaxllm", "convert", "--from")
+        commands = {
+            "read": ("-c", READ, str(theirs)),
+            "in": (*convert, str(theirs), "--to", str(ours)),
+            "out": (*convert, str(ours), "--to", str(again)),
+        }
+        for what, words in commands.items():
+            seconds, peak = measured(*words)
             share = f"{peak / size:.2f} x the folder, {(peak - base) / size:.2f} x without the program"
             print(f"{what}: {seconds:.1f} s, peak {peak / 1e9:.3f} GB = {share}")
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jaxllm.models.model import Model
 from jaxllm.parallel import rules
 
 DTYPES = tuple(safetensors.CODES)  # that weights are written in
+ALIGNMENT = 64  # bytes
 CHUNK = 1 << 22  # numbers looked at together for NaN
 SHARD_BYTES = 5_000_000_000  # of a file, as transformers has it
 
@@ -49,10 +50,14 @@ def load(
     leaves = {rules.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     lies = {rules.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
     arrays = {}
-    for name in sorted(leaves, key=lambda name: -math.prod(leaves[name].shape)):
+    for name, leaf in leaves.items():
         single = layers_of(name, model.config)
-        read = partial(_read, folder, [where[each] for each in single], name != single[0], letters, leaves[name].dtype)
-        arrays[name] = jax.make_array_from_callback(leaves[name].shape, lies[name], partial(read, leaves[name].shape))
+        read = partial(_read, folder, [where[each] for each in single], name != single[0], letters, leaf.dtype)
+        shards = [
+            jax.device_put(read(leaf.shape, index), device, may_alias=True)  # a CPU's device takes the memory itself
+            for device, index in lies[name].addressable_devices_indices_map(leaf.shape).items()
+        ]
+        arrays[name] = jax.make_array_from_single_device_arrays(leaf.shape, lies[name], shards)
         arrays[name].block_until_ready()  # before the next is read
         tell(arrays[name].nbytes)
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[rules.path_name(path)], shapes)
@@ -61,13 +66,21 @@ def load(
 def _read(folder: Folder, parts: list[Place], stacked: bool, letters: Mapping, dtype: Any, shape: tuple, index: tuple) -> np.ndarray:
     """One shard of one of our arrays: `index` of `shape`."""
     index = tuple(slice(*each.indices(size)) for each, size in zip(index, shape, strict=True))
-    out = np.empty([each.stop - each.start for each in index], dtype)
+    out = aligned([each.stop - each.start for each in index], dtype)
     layers = out if stacked else out[None]
     for into, place in zip(layers, parts[index[0]] if stacked else parts, strict=True):
         tensor = safetensors.mapped(folder.tensors[place.name])
         into[...] = views.view(tensor, place.weight, place.part, letters)[index[1:] if stacked else index]
         check_finite(into, f"{folder.tensors[place.name].file}: weight {place.name!r}")
     return out
+
+
+def aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Fresh memory that begins where XLA wants it to, so that a CPU's device need not copy it."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def check_finite(array: np.ndarray, what: str) -> None:

@@ -284,7 +284,8 @@ def write_once(folder: str | os.PathLike[str], step: int, state: Any, metadata: 
       metadata: as of `Checkpoints`.
     """
     path, tree = loading.open_folder(folder) / str(step), {"state": as_dict(state)}
-    _save(path, tree, WRITE_BYTES).result()
+    largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)  # Orbax refuses what does not fit whole
+    _save(path, tree, max(WRITE_BYTES, largest + 1)).result()
     now, files = datetime.datetime.now(datetime.UTC), manifests.describe(path, manifests.file_names(path), durable=True)
     manifests.write(path, Manifest(step, now.isoformat(timespec="seconds"), {}, metadata, names_and_shapes(tree), None, files))
 
