@@ -33,6 +33,8 @@ def complete(config: ConfigDict, folder: str | os.PathLike[str] | None = None) -
         return config
     resumed = folder is not None and (epath.Path(folder) / workdir.NAME).exists()
     source = str(folder) if resumed else config.init_from
+    if not folders.is_one(source):
+        workdir.read(source)  # says so if it is none
     config = config.copy_and_resolve_references()
     with config.unlocked():
         if config.model.preset is None and not any(name in config.model for name in SHAPE):
