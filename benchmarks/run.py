@@ -1,4 +1,4 @@
-"""`make bench`: our own figures, and, where the peers' scripts are at hand, W1 interleaved with them."""
+"""`make bench`: our own figures, and, where the peers' scripts are at hand, W1 interleaved with them, all with the same XLA switches."""
 
 import argparse
 import os
@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from jaxllm.stages.setup import ONEDNN_FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(os.environ.get("BENCH_SCRIPTS", ROOT.parent / "shared" / "bench"))  # the peers' half of every benchmark, where there is one
@@ -15,7 +17,7 @@ def w1_commands(dtype: str, steps: int, peers: list[str]) -> list[str]:
     """The command lines of the interleaved run: ours first, it is what ratios are taken against."""
     ours = f"cd {ROOT} && {sys.executable} -m benchmarks.w1"
     lines = [f"w1_pretrain.py --external {shlex.quote(ours)} --dtype {dtype} --steps {steps}"]
-    return lines + [f"w1_pretrain.py --peer {peer} --dtype {dtype} --steps {steps} --opt xla=onednn" for peer in peers]
+    return lines + [f"w1_pretrain.py --peer {peer} --dtype {dtype} --steps {steps}" for peer in peers]
 
 
 def main() -> int:
@@ -24,7 +26,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2, help="of the interleaved run")
     parser.add_argument("--steps", type=int, default=3, help="timed steps in each process")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--peers", nargs="*", default=["tunix", "jax-plain", "maxtext", "levanter"])
+    parser.add_argument("--peers", nargs="*", default=["tunix", "jax-plain", "maxtext", "levanter", "torch-compile"])
     options = parser.parse_args()
     codes = [subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT).returncode for name in ("startup", "save")]
     if not (PEERS / "interleave.py").is_file():
@@ -33,7 +35,8 @@ def main() -> int:
     for dtype in options.dtypes:
         command = [sys.executable, str(PEERS / "interleave.py"), "--rounds", str(options.rounds), "--base", "0", "--timeout", "400"]
         out = ["--out", str(ROOT / ".cache" / f"w1-{dtype}.jsonl")]
-        codes.append(subprocess.run([*command, *out, *w1_commands(dtype, options.steps, options.peers)]).returncode)
+        lines = w1_commands(dtype, options.steps, options.peers)
+        codes.append(subprocess.run([*command, *out, *lines], env=os.environ | {"XLA_FLAGS": ONEDNN_FLAGS}).returncode)
     return max(codes)
 
 

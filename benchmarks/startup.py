@@ -1,70 +1,83 @@
-"""How long a person waits: `jaxllm --help`, and the first training step with cold and with warm caches. Prints one JSON line per metric."""
+"""How long a person waits, and what it costs: `jaxllm --help`, the first training step, and every stage once; one JSON line per metric.
+
+Cold and warm are said of the persistent compilation cache, which is a folder of its own here. Files that were read before are in the
+system's cache in both cases.
+"""
 
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "configs/pretrain/tiny_bytes.py"
+ONCE = ("--config.log.every=1", "--config.eval.batches=1", "--config.steps=1", "--config.schedule.warmup=0", "--config.onednn=off")
 
 
-def call(*words: str, env: dict[str, str] | None = None) -> tuple[float, str]:
-    """Seconds and standard error of `jaxllm ...`.
+class Ran(NamedTuple):
+    """One process."""
+
+    seconds: float
+    peak: float  # MiB, resident
+
+
+def call(*words: str, **env: str) -> Ran:
+    """Runs `jaxllm ...`.
 
     Raises:
       RuntimeError: it failed.
     """
     begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxllm", *words], env={**os.environ, **(env or {})}, cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return time.perf_counter() - begin, done.stderr
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, "-m", "jaxllm", *words], env=os.environ | env, cwd=ROOT, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(said.read())
+    return Ran(time.perf_counter() - begin, usage.ru_maxrss / 1024)
 
 
-def first_step(cache: str, tokens: str, config: str) -> float:
-    """Seconds from the start of the process to the end of its first update (one step, no evaluation, no last save counted)."""
-    with tempfile.TemporaryDirectory() as workdir:
-        words = (
-            "pretrain",
-            "--config",
-            config,
-            "--workdir",
-            workdir,
-            "--config.log.every=1",
-            "--config.eval.batches=1",
-            "--config.steps=1",
-        )
-        env = {"JAX_COMPILATION_CACHE_DIR": cache, "JAXLLM_CACHE": tokens, "JAX_PLATFORMS": "cpu"}
-        call(*words, "--config.schedule.warmup=0", "--config.onednn=off", env=env)
-        metrics = json.loads((Path(workdir) / "metrics.jsonl").read_text().splitlines()[0])
-        start = next(r for r in map(json.loads, (Path(workdir) / "goodput.jsonl").read_text().splitlines()) if r["kind"] == "start")
-        return metrics["time"] - (start["time"] - start["seconds"])
+def emit(metric: str, value: float, **more: object) -> None:
+    """One JSON line."""
+    print(json.dumps({"workload": "startup", "metric": metric, "value": round(value, 3), **more}), flush=True)
+
+
+def first_step(workdir: Path) -> float:
+    """Seconds from the start of the process to the end of its first update, from what the run wrote."""
+    metrics = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
+    start = next(r for r in map(json.loads, (workdir / "goodput.jsonl").read_text().splitlines()) if r["kind"] == "start")
+    return metrics["time"] - (start["time"] - start["seconds"])
+
+
+def stages(folder: Path, name: str) -> None:
+    """Every stage on one small config, in the order of a model's life: whole seconds and peak memory of its process."""
+    workdir, env = folder / name, {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs"), "JAX_PLATFORMS": "cpu"}
+    run = {
+        "prepare": ("--config", CONFIG, "--config.data.cache", str(folder / f"tokens-{name}")),
+        "pretrain": ("--config", CONFIG, "--workdir", str(workdir), "--config.data.cache", str(folder / f"tokens-{name}"), *ONCE),
+        "evaluate": ("--workdir", str(workdir)),
+        "sample": ("--workdir", str(workdir), "--prompt", "def ", "--config.sample.max_new_tokens=32"),
+        "report": (str(workdir),),
+    }
+    for stage, words in run.items():
+        ran = call(stage, *words, **env)
+        emit(f"{stage}_seconds_{name}", ran.seconds, peak_mib=round(ran.peak), config=Path(CONFIG).name)
+    emit(f"first_step_seconds_{name}", first_step(workdir), config=Path(CONFIG).name)
 
 
 def main() -> None:
-    """Prints the figures; the token files are made before anything is timed."""
-    helps = [call(*words)[0] for _ in range(5) for words in (["--help"], ["pretrain", "--help"])]
-    print(
-        json.dumps(
-            {"workload": "startup", "metric": "help_seconds", "value": round(statistics.median(helps), 3), "max": round(max(helps), 3)}
-        )
-    )
-    config = "configs/pretrain/tiny_bytes.py"
-    with tempfile.TemporaryDirectory() as tokens, tempfile.TemporaryDirectory() as cache:
-        call("prepare", "--config", config, env={"JAXLLM_CACHE": tokens})
-        cold = first_step(cache, tokens, config)
-        warm = statistics.median(first_step(cache, tokens, config) for _ in range(3))
-    for name, value in (("first_step_seconds_cold", cold), ("first_step_seconds_warm", warm)):
-        print(
-            json.dumps({"workload": "startup", "metric": name, "value": round(value, 2), "config": re.sub(r".*/", "", config)}), flush=True
-        )
+    """Prints the figures."""
+    helps = [call(*words).seconds for _ in range(5) for words in (["--help"], ["pretrain", "--help"])]
+    emit("help_seconds", statistics.median(helps), max=round(max(helps), 3))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("cold", "warm"):
+            stages(Path(folder), name)
 
 
 if __name__ == "__main__":

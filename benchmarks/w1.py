@@ -10,13 +10,14 @@ import statistics
 import time
 from pathlib import Path
 
+from jaxllm.stages.setup import ONEDNN_FLAGS
 from jaxllm.training.goodput import process_age
 
 STARTED = time.time() - process_age()
 SPEC = json.loads(Path(os.environ["BENCH_SPEC"]).read_text())
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ.get("ONEDNN", "1") == "1":
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_custom_call=true " + os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", ONEDNN_FLAGS)
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

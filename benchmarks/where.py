@@ -17,7 +17,7 @@ from typing import Any
 PARTS = {
     r"dynamic_update|dynamic_index|broadcast_in_dim$": "loop over layers: slices, stacks, zeros",
     r"/mlp/": "MLP",
-    r"_projected|_output/": "projections of attention",
+    r"_projected|_output/|_join/add$": "projections of attention",
     r"/attention": "attention",
     r"_norm/": "norms",
     r"jvp\(\)": "logits and loss",
@@ -77,7 +77,8 @@ def own_times(profile: Any) -> dict[str, float]:
     found: dict[str, float] = collections.defaultdict(float)
     for plane in profile.planes:
         for line in plane.lines:
-            events = [(e.start_ns, -e.duration_ns, dict(e.stats).get("hlo_op")) for e in line.events]
+            # a product of oneDNN is called NAME__onednn$matmul
+            events = [(e.start_ns, -e.duration_ns, str(dict(e.stats).get("hlo_op") or "").split("__onednn")[0]) for e in line.events]
             stack: list[tuple[float, str | None]] = []
             for start, minus, name in sorted((e for e in events if e[2]), key=lambda e: e[:2]):
                 while stack and stack[-1][0] <= start:

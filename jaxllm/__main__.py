@@ -57,6 +57,18 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _keys_help(SAMPLE)
 
 
+def _convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="a Hugging Face folder, or a work directory")
+    parser.add_argument("--to", required=True, metavar="DIR", help="a new folder: a work directory, or a Hugging Face folder")
+    parser.add_argument(
+        "--dtype", metavar="NAME", help="float32, bfloat16 or (of a Hugging Face folder) float16; default: that of the source"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="of a work directory: which checkpoint (default: the last whole one)")
+    parser.add_argument(
+        "--family", metavar="NAME", help="of a work directory: the model_type to write (default: where it came from, or what fits)"
+    )
+
+
 def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file with get_config(); see configs/")
     parser.add_argument("--topology", required=True, metavar="NAME", help="v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:8x8, tpu7x:4x4x4, ...")
@@ -94,6 +106,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "pretrain": _pretrain,
     "evaluate": _evaluate,
     "sample": _sample,
+    "convert": _convert,
     "plan": _plan,
     "report": _report,
     "demo": _demo,

@@ -2,7 +2,7 @@
 
     jaxllm pretrain --config configs/pretrain/gpt2_124m.py --workdir runs/gpt2 --config.data.train=PATH/*.jsonl
 
-Not run at this size yet: no figure to expect. `--check` and the `:tiny` argument run anywhere.
+Not run at this size yet: the only figures are the compiler's, below. `--check` and the `:tiny` argument run anywhere.
 """
 
 from ml_collections import ConfigDict

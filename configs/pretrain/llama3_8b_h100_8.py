@@ -3,7 +3,8 @@
     jaxllm pretrain --config configs/pretrain/llama3_8b_h100_8.py --workdir gs://BUCKET/runs/llama3_8b_h100_8 --config.data.prepared=gs://BUCKET/tokens
 
 Write the tokens first with `jaxllm prepare` and Llama 3's tokenizer.json.  It needs hardware that was not at hand: it is checked by shapes
-(`--check`), and its `:tiny` argument runs anywhere; no figure to expect yet.
+(`--check`), and its `:tiny` argument runs anywhere; no figure to expect yet, not even a planned one:
+`jaxllm plan` has compilers for TPUs alone.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxllm.data import special_tokens
+from jaxllm.data.special_tokens import Special
+
 SPACE = "▁"  # how sentencepiece writes a space
 INFO_FILE = "tokenizer_info.json"
 
@@ -18,7 +21,7 @@ class Tokenizer(Protocol):
     """What the rest of the house knows about a tokenizer.
 
     `encode` adds no special tokens; a document on disk is `bos? tokens eos`. `fingerprint` is a hash of everything that decides which ids a
-    text becomes.
+    text becomes. `stop_ids` are all ids that end what a model writes, `eos_id` first: models for chats often have several.
     """
 
     kind: str
@@ -26,6 +29,7 @@ class Tokenizer(Protocol):
     bos_id: int | None
     eos_id: int
     pad_id: int
+    stop_ids: tuple[int, ...]
     fingerprint: str
 
     def encode(self, text: str) -> np.ndarray:
@@ -61,7 +65,7 @@ def _hash(*parts: bytes) -> str:
 
 def _write_info(folder: str | os.PathLike, tokenizer: Tokenizer) -> None:
     names = ("kind", "vocab_size", "bos_id", "eos_id", "pad_id", "fingerprint")
-    text = json.dumps({name: getattr(tokenizer, name) for name in names}, indent=1)
+    text = json.dumps({name: getattr(tokenizer, name) for name in names} | {"stop_ids": list(tokenizer.stop_ids)}, indent=1)
     Path(folder, INFO_FILE).write_text(text + "\n")
 
 
@@ -73,6 +77,7 @@ class ByteTokenizer:
     pad_id: int = 256
     bos_id: int | None = 257
     eos_id: int = 258
+    stop_ids: tuple[int, ...] = (258,)
     fingerprint = _hash(b"bytes", b"256=pad 257=bos 258=eos")
 
     def encode(self, text: str | bytes) -> np.ndarray:
@@ -107,7 +112,7 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes):
         import sentencepiece
 
-        self._model = model
+        self.model = model  # as it is in the file
         try:
             self._sp = sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
@@ -118,6 +123,7 @@ class SentencePieceTokenizer:
             raise ValueError("The sentencepiece model has no end-of-text token (eos_id). Train it again with eos_id >= 0.")
         self.eos_id = int(sp.eos_id())
         self.pad_id = int(sp.pad_id()) if sp.pad_id() >= 0 else self.eos_id
+        self.stop_ids: tuple[int, ...] = (self.eos_id,)
         self.fingerprint = _hash(b"sentencepiece", model)
         self._bytes = [self._piece_bytes(i) for i in range(self.vocab_size)]
         first = sp.encode("a", out_type=str)[0]
@@ -156,8 +162,22 @@ class SentencePieceTokenizer:
         return np.asarray([len(b) for b in self._bytes], np.int32)
 
     def save(self, folder: str | os.PathLike) -> None:
-        Path(folder, "tokenizer.model").write_bytes(self._model)
+        Path(folder, "tokenizer.model").write_bytes(self.model)
         _write_info(folder, self)
+
+
+def _parsed(text: str) -> Any:
+    """The library's tokenizer of a tokenizer.json.
+
+    Raises:
+      ValueError: it is none.
+    """
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"This is not a tokenizer.json ({str(error)[:200]}).") from None
 
 
 class JsonTokenizer:
@@ -165,7 +185,8 @@ class JsonTokenizer:
 
     Args:
       text: the content of tokenizer.json.
-      eos, bos, pad: the special tokens by name; None: the first name of the table below that is there.
+      eos, bos, pad: the special tokens by name; None: the first name of the table below that is there; "" as bos or pad: none.
+      ends: further ids that end what a model writes.
     """
 
     kind = "tokenizer.json"
@@ -175,14 +196,9 @@ class JsonTokenizer:
         "pad": ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>"),
     }
 
-    def __init__(self, text: str, *, eos: str | None = None, bos: str | None = None, pad: str | None = None):
-        import tokenizers
-
+    def __init__(self, text: str, *, eos: str | None = None, bos: str | None = None, pad: str | None = None, ends: Sequence[int] = ()):
         self._text = text
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"This is not a tokenizer.json ({str(error)[:200]}).") from None
+        self._tokenizer = _parsed(text)
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -195,10 +211,24 @@ class JsonTokenizer:
         self.eos_id, self.bos_id = eos_id, self._special("bos", bos)
         pad_id = self._special("pad", pad)
         self.pad_id = eos_id if pad_id is None else pad_id
-        ids = f"{self.eos_id} {self.bos_id} {self.pad_id}"
+        self.stop_ids: tuple[int, ...] = (eos_id, *(i for i in dict.fromkeys(ends) if i != eos_id and i < self.vocab_size))
+        ids = f"{self.eos_id} {self.bos_id} {self.pad_id}" + "".join(f" {i}" for i in self.stop_ids[1:])
         self.fingerprint = _hash(b"tokenizer.json", json.dumps(json.loads(text), sort_keys=True).encode(), ids.encode())
 
+    @classmethod
+    def with_special(cls, text: str, said: Special) -> "JsonTokenizer":
+        """With the special tokens that the files beside tokenizer.json name; bos only if the reference puts it before a text."""
+        plain = _parsed(text)
+        bos_id = None if said.bos is None else plain.token_to_id(said.bos)
+        first = plain.encode("a").ids[:1]  # with whatever its own template adds
+        adds = said.adds_bos if said.adds_bos is not None else bos_id is not None and first == [bos_id]
+        eos = said.eos or (plain.id_to_token(said.ends[0]) if said.ends else None)
+        pad = said.pad if said.pad is not None and plain.token_to_id(said.pad) is not None else ""
+        return cls(text, eos=eos, bos=said.bos if adds and said.bos else "", pad=pad, ends=said.ends)
+
     def _special(self, role: str, name: str | None) -> int | None:
+        if name == "" and role != "eos":
+            return None
         if name is not None:
             found = self._tokenizer.token_to_id(name)
             if found is None:
@@ -295,8 +325,20 @@ def make_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
     data = _read(spec["path"])
     if spec["kind"] == "sentencepiece":
         return SentencePieceTokenizer(data)
-    roles = {role: str(spec[role]) for role in ROLES if role in spec} or _beside(spec["path"])
-    return JsonTokenizer(data.decode("utf-8"), **roles)
+    return _json_tokenizer(data.decode("utf-8"), spec)
+
+
+def _json_tokenizer(text: str, spec: Mapping[str, Any]) -> JsonTokenizer:
+    """With the roles of the spec; else those of what `save` wrote beside it; else those that the files beside it say."""
+    roles: dict[str, Any] = {role: str(spec[role]) for role in ROLES if role in spec}
+    folder = Path(spec["path"]).parent
+    info = folder / INFO_FILE
+    if not roles and info.is_file():
+        said = json.loads(info.read_text())
+        if said["kind"] == JsonTokenizer.kind:
+            return _reload_json(text, said)
+    special = None if roles else special_tokens.read(folder)
+    return JsonTokenizer(text, **roles) if special is None else JsonTokenizer.with_special(text, special)
 
 
 def _read(path: str) -> bytes:
@@ -307,16 +349,6 @@ def _read(path: str) -> bytes:
             return file.read()
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"There is no tokenizer file at {path!r}. Set data.tokenizer.path to the file itself.") from None
-
-
-def _beside(path: str) -> dict[str, str]:
-    """The names of special tokens in the `tokenizer_config.json` beside a local tokenizer.json."""
-    config = Path(path).with_name("tokenizer_config.json")
-    if not config.is_file():
-        return {}
-    said = json.loads(config.read_text(encoding="utf-8"))
-    names = {role: said.get(f"{role}_token") for role in ROLES}
-    return {role: name["content"] if isinstance(name, dict) else name for role, name in names.items() if name}
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
@@ -343,8 +375,6 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 
 def _reload_json(text: str, info: Mapping[str, Any]) -> JsonTokenizer:
-    import tokenizers
-
-    name = tokenizers.Tokenizer.from_str(text).id_to_token
-    roles = {role: name(info[f"{role}_id"]) for role in ROLES if info[f"{role}_id"] is not None}
-    return JsonTokenizer(text, **roles)
+    name = _parsed(text).id_to_token
+    roles = {role: name(info[f"{role}_id"]) if info[f"{role}_id"] is not None else "" for role in ROLES}
+    return JsonTokenizer(text, **roles, ends=info.get("stop_ids", ()))

@@ -21,7 +21,7 @@ KINDS = {
     "TPU7x": "tpu7x",
 }
 GENERATION: dict[str, Options] = {
-    # docs/performance.md: products that run at the same time halve each other's threads, and need more memory
+    # one product at a time with all threads, so that a profile can be read; docs/performance.md
     "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
     # apple/axlearn, common/compiler_options.py: on by default from v5 on
     "v4": {"xla_enable_async_all_gather": "true", "xla_enable_async_collective_permute": "true"},

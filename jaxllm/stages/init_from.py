@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
+from jaxllm.data.tokenizers import make_tokenizer
+from jaxllm.interop import folders, huggingface, places, settings, tokenizer_files
 from jaxllm.parallel import hosts, rules
 from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import resolve
@@ -145,6 +147,45 @@ def merge(
     return merged, rows
 
 
+def open_source(source: str, mesh: Any, model: Any) -> tuple[Any, Any, str, str | None]:
+    """What a run starts from: its Model, its parameters, what to call it, and its tokenizer's fingerprint.
+
+    Args:
+      source: a work directory, or a Hugging Face folder.
+      mesh: where the parameters shall lie.
+      model: the run's own; a Hugging Face folder must be of the same model, its vocabulary aside, and is read into the run's dtype.
+
+    Raises:
+      ValueError: see `open_model`, `folders.open_folder`, `huggingface.load`; or a Hugging Face folder of another model.
+    """
+    if not folders.is_one(source):
+        there, params, step = open_model(source, mesh)
+        return there, params, f"{source}, step {step}", workdir.read(source).get("tokenizer")
+    folder = folders.open_folder(source)
+    family, shape = places.read_config(folder)
+    check_same(model.config, shape, source)
+    there = dataclasses.replace(model, config=shape)
+    spec = tokenizer_files.spec(folder.path)
+    fingerprint = None if spec is None else make_tokenizer(spec).fingerprint
+    return there, huggingface.load(folder, family, there, mesh, say=hosts.say), f"{source} ({family})", fingerprint
+
+
+def check_same(mine: Any, theirs: Any, source: str) -> None:
+    """Refuses to fill a model with the weights of one that computes otherwise; vocabulary and greatest length may differ.
+
+    Raises:
+      ValueError: names the fields, with both values.
+    """
+    free = ("vocab_size",) if mine.positions == "learned" else ("vocab_size", "max_positions")
+    differ = [name for name in settings.differences(mine, theirs) if name not in free]
+    if differ:
+        shown = "; ".join(f"model.{name} is {getattr(mine, name)!r} here, {getattr(theirs, name)!r} there" for name in differ)
+        raise ValueError(
+            f"init_from: {source} is another model: {shown}. Set these as they are there, or give no model at all"
+            " (--config.model.preset=none) to take its shape."
+        )
+
+
 def initial_weights(config: ConfigDict, mesh: Any, model: Any, tokenizer: str) -> Any:
     """Fresh parameters, filled from `init_from` where names and shapes agree; prints what came from where.
 
@@ -155,9 +196,16 @@ def initial_weights(config: ConfigDict, mesh: Any, model: Any, tokenizer: str) -
       tokenizer: the fingerprint of this run's; that the source had another one is shown, and is the user's to judge.
 
     Raises:
-      ValueError: not a work directory, nothing whose name agrees, or shapes that do not.
+      ValueError: see `open_source`; nothing whose name agrees, or shapes that do not.
     """
-    there, theirs, step = open_model(config.init_from, mesh)
+    there, theirs, called, other = open_source(config.init_from, mesh, model)
+    rows: list[tuple[str, str]] = []
+    if other != tokenizer:
+        rows.append(("tokenizer", "ANOTHER there: rows of the vocabulary were learnt for other tokens (init_skip leaves them out)"))
+    if there == model and not config.init_rename and not config.init_skip:  # each in its place already: no second copy
+        loads = [(name, "loaded") for name in flat(there.relayout(there.abstract(), False))]
+        show([*rows, *loads], f"Weights from {called}: {len(loads)} of {len(loads)} parameters")
+        return theirs
     alone = dataclasses.replace(model, scan_layers=False)
     axes = alone.axes()
     shardings = rules.shardings(axes, mesh, alone.abstract())
@@ -166,15 +214,13 @@ def initial_weights(config: ConfigDict, mesh: Any, model: Any, tokenizer: str) -
         names = {name: jnp.asarray(array) for name, array in flat(there.relayout(theirs, False)).items()}
         is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
         flat_axes = {rules.path_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes)}
-        merged, rows = merge(flat(fresh), names, flat_axes, renames(config.init_rename), list(config.init_skip))
-        loaded = sum(what.startswith("loaded") for _, what in rows)
+        merged, fates = merge(flat(fresh), names, flat_axes, renames(config.init_rename), list(config.init_skip))
+        loaded = sum(what.startswith("loaded") for _, what in fates)
         if not loaded:
             raise ValueError(
                 f"init_from: no parameter of {config.init_from} has a name of this model. Its names: {', '.join(list(names)[:6])}, ..."
             )
-        if workdir.read(config.init_from).get("tokenizer") != tokenizer:
-            rows.insert(0, ("tokenizer", "ANOTHER there: rows of the vocabulary were learnt for other tokens (init_skip leaves them out)"))
-        show(rows, f"Weights from {config.init_from}, step {step}: {loaded} of {len(flat(fresh))} parameters")
+        show([*rows, *fates], f"Weights from {called}: {loaded} of {len(flat(fresh))} parameters")
         leaves = [jax.device_put(merged[rules.path_name(p)], s) for p, s in jax.tree_util.tree_leaves_with_path(shardings)]
         tree = jax.tree.unflatten(jax.tree.structure(shardings), leaves)
         return model.relayout(tree, model.scan_layers)

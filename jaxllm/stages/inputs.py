@@ -40,13 +40,17 @@ def data_of_run(config: ConfigDict, folder: str, anew: bool) -> Any:
     """
     tokenizer, record = workdir.own_tokenizer(folder), workdir.read(folder)
     if not anew:
+        if "prepared" not in record:
+            raise ValueError(
+                f"{folder} was converted, not trained: it has no text of its own. Name text to score: --config.data.eval=FILE."
+            )
         return open_prepared(record["prepared"], tokenizer=tokenizer)
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save(local)
         spec = (
             {"kind": tokenizer.kind} if tokenizer.kind == "bytes" else {"kind": tokenizer.kind, "path": f"{local}/{FILES[tokenizer.kind]}"}
         )
-        return prepare({**settings_of(config), "tokenizer": spec}, say=hosts.say)
+        return prepare({**settings_of(config), "tokenizer": spec}, trains=False, say=hosts.say)
 
 
 def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:

@@ -18,7 +18,11 @@ SHARED: dict[str, Key] = {
     "steps": Key(1000, int, "optimizer updates in all", resume=True),
     "batch_size": Key(8, int, "rows per update, over all devices and microbatches"),
     "sequence_length": Key(256, int, "tokens per row"),
-    "init_from": Key(None, str, "a jaxllm work directory whose weights to start from"),
+    "init_from": Key(
+        None,
+        str,
+        "a jaxllm work directory or a Hugging Face folder whose weights to start from; its shape and tokenizer where none are given",
+    ),
     "init_rename": Key([], list, "'here=there' pairs for init_from: a regex of parameter names here, and the name there"),
     "init_skip": Key([], list, "parameter names (regexes) that init_from must not fill"),
     "microbatches": Key(1, int, "parts a batch is cut into to save memory; never changes a result", resume=True),
@@ -41,7 +45,7 @@ SHARED: dict[str, Key] = {
     "data.tokenizer": Key(
         None,
         dict,
-        "{kind: bytes | sentencepiece | tokenizer.json, path, vocab_size, model_type} (None: that of data.prepared, else bytes)",
+        "{kind: bytes | sentencepiece | tokenizer.json, path, vocab_size, model_type} (None: data.prepared's or init_from's, else bytes)",
         resume=True,
     ),
     "data.eval_fraction": Key(
@@ -166,6 +170,7 @@ STAGES: dict[str, str] = {
     "pretrain": "token files -> a language model",
     "evaluate": "a trained model -> held-out loss, perplexity, bits per byte, by source",
     "sample": "prompts -> text",
+    "convert": "a Hugging Face folder -> a work directory, and back",
     "plan": "a config and a TPU slice that is not there -> memory, traffic and the least time of a step",
     "report": "work directories -> one page of curves, tables and samples",
     "demo": "the whole life of a tiny code model, in minutes",

@@ -16,7 +16,7 @@ from jaxllm.planning.compiled import OutOfMemory, compile_program, local_bytes
 from jaxllm.planning.roofline import roofline
 from jaxllm.planning.search import Choice, Outcome, search
 from jaxllm.planning.verdict import HEADINGS, Plan, flow_rows, flow_table, flows, fsdp_minimum, lines, memory, memory_table, record
-from jaxllm.stages import page, pretrain, setup
+from jaxllm.stages import origin, page, pretrain, setup
 from jaxllm.stages.config import load, resolve
 
 MISFIT = 1
@@ -87,7 +87,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     topology = topologies.parse(args.topology, args.num_slices)
     jax.config.update("jax_platforms", "cpu")  # the compiler for TPUs is asked for by name
     jax.config.update("jax_enable_compilation_cache", False)  # what was compiled for devices that are not there cannot be read back
-    config = load(args.config, overrides)
+    config = origin.complete(load(args.config, overrides))
     console = Console()
     if args.search is not None:
         if args.search < 1:

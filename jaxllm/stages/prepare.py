@@ -54,7 +54,12 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm prepare --config F [--workdir D]`: the token files of a config, where `pretrain` will look for them."""
-    prepared = prepare(settings_of(load(args.config, overrides)))
+    config = load(args.config, overrides)
+    if config.init_from:
+        from jaxllm.stages import origin  # brings JAX, which workers do without
+
+        config = origin.complete(config)
+    prepared = prepare(settings_of(config))
     if args.workdir:
         note(prepared, args.workdir)
     print(prepared.folder)
@@ -64,6 +69,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
 def prepare(
     data: Mapping[str, Any],
     *,
+    trains: bool = True,
     root: str | os.PathLike | None = None,
     say: Say = say_on_stderr,
     chunk_bytes: int = 0,
@@ -76,6 +82,7 @@ def prepare(
         folder, here or remote (left out: a folder under `root`, named by a fingerprint of all of this); `eval_fraction` (0.01, or 0 with
         `eval`); `dedup` (True); `filters` (none, see `filters.make_filters`); `max_bad_share` (0.02); `workers` (the machine's cores); for
         remote folders `stage_to`, `cache`, `cache_bytes` (see `prepared.open_prepared`).
+      trains: whether there must be text to train on; otherwise text to score is enough.
       root: for folders without a name; None: see `prepared.default_root`.
       say: takes the lines for people.
       chunk_bytes, bucket_bytes: see `preparation.Options`.
@@ -92,7 +99,7 @@ def prepare(
         check_same(prepared, data)
         say(f"Token files: {folder} (there already, {prepared.content[:12]}).")
         return prepared
-    if not data.get("train"):
+    if not data.get("train") and (trains or not data.get("eval")):
         missing = f"There is no prepared folder at data.prepared={folder!r} and " if folder else ""
         raise ValueError(f"{missing}data.train is empty. Name text to train on: a path, gs://..., hub:owner/name or builtin:stdlib.")
     plan, spec = _plan(data, chunk_bytes, bucket_bytes)

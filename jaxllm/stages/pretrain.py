@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxllm.losses.language import cross_entropy, cross_entropy_totals
 from jaxllm.models.model import Model
-from jaxllm.stages import setup, train
+from jaxllm.stages import origin, setup, train
 from jaxllm.stages.canary import canary
 from jaxllm.stages.config import load
 
@@ -57,7 +57,7 @@ def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm pretrain --config F --workdir D`"""
-    config = load(args.config, overrides)
+    config = origin.complete(load(args.config, overrides), args.workdir)
     if args.check:
         return train.check(config, programs)
     if args.canary is not None:

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from jaxllm.parallel.mesh import AXES
 from jaxllm.stages.config import model_fields
 
-ONEDNN_FLAGS = "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_custom_call=true"
+# The third turns off XLA's other library of products, YNN, which is asked first and is slower at these (docs/performance.md).
+ONEDNN_FLAGS = "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type="
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")  # packages that bring another backend
 ONEDNN_STEPS = 200  # from here on `onednn: auto` pays: the second switch keeps compiled programs out of the persistent cache
 
@@ -60,11 +61,14 @@ def compiler_options(config: ConfigDict, mesh: Any) -> dict[str, str | int | boo
     if config.xla.flags not in ("fast", "none"):
         raise ValueError(f"Unknown xla.flags={config.xla.flags!r}. Choose one of: fast, none.")
     devices, given = list(mesh.devices.flat), config.xla.options.to_dict()
+    for name, value in given.items():
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"xla.options.{name}={value!r} is not a word, a number, True or False. Give one, or leave the option out.")
     if given:
         nothing = jax.ShapeDtypeStruct((), "float32", sharding=jax.NamedSharding(mesh, jax.P()))
         try:
             jax.jit(lambda x: x, compiler_options=given).lower(nothing).compile()
-        except (jax.errors.JaxRuntimeError, TypeError) as error:
+        except jax.errors.JaxRuntimeError as error:
             raise ValueError(f"xla.options={given}: the compiler for {devices[0].device_kind} says: {error}") from None
     return flags.compiler_options(
         devices[0].device_kind,

@@ -17,7 +17,7 @@ from jaxllm.evaluation.perplexity import SCORES, perplexity, unigram
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.mesh import AXES, make_mesh, resolve_sizes
 from jaxllm.parallel.stops import StopRequests
-from jaxllm.stages import inputs, setup, workdir
+from jaxllm.stages import inputs, origin, setup, workdir
 from jaxllm.stages.config import as_dict
 from jaxllm.stages.init_from import initial_weights
 from jaxllm.training import lock
@@ -234,6 +234,8 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
         more = {"vocab_size": prepared.tokenizer.vocab_size, "prepared": prepared.folder, "baselines": baseline}
         workdir.record(stage, config, folder, {**known, **more})
         workdir.keep_tokenizer(prepared.tokenizer, folder)
+        if config.init_from:
+            origin.keep(config.init_from, folder, prepared.tokenizer.fingerprint)
     for line in startup_lines(made, state, flags, resumed=feed_state is not None):
         hosts.say(line)
     update = jit_step(make_update(config, model, made.objective, made.optimizer), state, setup.compiler_options(config, mesh))

@@ -24,6 +24,7 @@ from jaxllm.training.schedules import depends_on_steps
 
 NAME = "config.json"
 TOKENIZER = "tokenizer"
+ORIGIN = "huggingface"  # what a folder of others says besides weights and tokenizer: its settings, its chat template
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -70,7 +71,9 @@ def read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     except json.JSONDecodeError:
         raise ValueError(f"{path} is broken. Bring it back from a copy, or choose another --workdir.") from None
     if not isinstance(found, dict) or not {"stage", "config"} <= found.keys():
-        raise ValueError(f"{path} is not one that jaxllm wrote (a Hugging Face folder?). Give the --workdir of a jaxllm run.")
+        raise ValueError(
+            f"{path} is not one that jaxllm wrote. Give the work directory of a run; of a Hugging Face folder `jaxllm convert` makes one."
+        )
     found["config"]["parallel"].update(dict.fromkeys(ALONE))  # which process was which is no business of those who read a run
     return found
 

@@ -21,6 +21,7 @@ from jaxllm.training.manifest import BrokenCheckpoint, Manifest
 from jaxllm.training.snapshot import Snapshot, give_way
 from jaxllm.training.trees import as_dict, names_and_shapes, split_feed
 
+WRITE_BYTES = 64 << 20  # copies of arrays that a checkpoint written in one go may hold at once
 CLOCK_STEPS = 16  # how often several processes ask the first one's clock whether `every_minutes` have passed
 
 
@@ -273,9 +274,26 @@ class Checkpoints:
         return None, deleted
 
 
-def _save(path: epath.Path, tree: dict[str, Any]) -> Any:
-    """Hands the tree to Orbax; returns what is to be waited for."""
+def write_once(folder: str | os.PathLike[str], step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+    """Writes one checkpoint from where its arrays lie, and waits for it: for what is made elsewhere and not trained here. One process.
+
+    Args:
+      folder: the checkpoints folder.
+      step: the checkpoint's.
+      state: a tree of arrays.
+      metadata: as of `Checkpoints`.
+    """
+    path, tree = loading.open_folder(folder) / str(step), {"state": as_dict(state)}
+    largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)  # Orbax refuses what does not fit whole
+    _save(path, tree, max(WRITE_BYTES, largest + 1)).result()
+    now, files = datetime.datetime.now(datetime.UTC), manifests.describe(path, manifests.file_names(path), durable=True)
+    manifests.write(path, Manifest(step, now.isoformat(timespec="seconds"), {}, metadata, names_and_shapes(tree), None, files))
+
+
+def _save(path: epath.Path, tree: dict[str, Any], at_once: int | None = None) -> Any:
+    """Hands the tree to Orbax, which may hold so many bytes of copies at once; returns what is to be waited for."""
     context = ocp.Context()
+    context.memory.write_concurrent_bytes = at_once
     context.array.saving.use_compression = False  # float32 weights shrink by a third at best, and take four times as long
     context.memory.deepcopy_host_arrays = False  # the snapshot and the feed's fresh copies are already ours alone
     with context:

@@ -1,11 +1,18 @@
 """`project` is einsum: the value and both gradients, with remat and without, for every projection of the models."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.step import train_step
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.model import Model
 from jaxllm.ops.products import project
+from jaxllm.parallel.mesh import make_mesh
+from jaxllm.training import state as states
 
 SHAPES = {
     "btd,dnh->btnh": ((2, 3, 4), (4, 5, 6)),
@@ -59,3 +66,26 @@ def test_sums_over_tokens_are_float32(spec, x, kernel):
     grads = jax.jit(jax.grad(lambda x, kernel: jnp.sum(project(spec, x, kernel).astype(jnp.float32)), (0, 1)))
     _, found = grads(jnp.ones(x, jnp.bfloat16), jnp.ones(kernel, jnp.bfloat16))
     assert found.dtype == jnp.bfloat16 and (found == 2048).all(), found
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scan", [False, True])
+def test_no_product_of_a_bfloat16_step_is_left_to_sum_in_bfloat16(tied, scan):
+    """XLA:CPU's libraries sum bfloat16 in float32; a product that none of them takes has to come out in float32."""
+    shape = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "mlp_width": 688, "tied_embeddings": tied}
+    model = Model(ModelConfig(vocab_size=4096, num_layers=2, width=256, **shape), dtype="bfloat16", scan_layers=scan)
+    optimizer, step = train_step(model, learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0)
+    rows = jax.ShapeDtypeStruct((4, 256), jnp.int32)
+    batch = {"tokens": rows, "targets": rows, "weights": jax.ShapeDtypeStruct(rows.shape, jnp.float32)}
+    mesh = make_mesh({"fsdp": 1}, devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state = states.abstract(lambda: model.init(jax.random.key(0)), optimizer, mesh, model.axes())
+        text = jax.jit(step).lower(state, {}, batch).compile().as_text()
+    library, place, left = set(re.findall(r"kind=kCustom, calls=%([\w.\-]+)", text)), None, []
+    for line in text.splitlines():
+        begins = re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        place = begins[1] if begins else place
+        if " dot(" in line and place not in library:
+            left.append(line.split(" = ")[1].split("[")[0])
+    assert library or left
+    assert set(left) <= {"f32"}, left

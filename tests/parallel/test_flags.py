@@ -14,7 +14,10 @@ def test_an_unknown_device_gets_what_was_given_and_nothing_else():
     assert compiler_options("AMD MI300", 2, offload=True, given={"a": True}) == {"a": True}
 
 
-@pytest.mark.parametrize(("kind", "row", "prefix"), [("NVIDIA H200", "nvidia", "xla_gpu_"), ("cpu", "cpu", "xla_cpu_")])
+@pytest.mark.parametrize(
+    ("kind", "row", "prefix"),
+    [("NVIDIA H200", "nvidia", "xla_gpu_"), ("Tesla V100-SXM2-16GB", "nvidia", "xla_gpu_"), ("cpu", "cpu", "xla_cpu_")],
+)
 def test_gpus_and_cpus_get_their_own_and_nothing_of_a_tpu(kind, row, prefix):
     options = compiler_options(kind, 2, offload=True)
     assert options == GENERATION[row] and all(name.startswith(prefix) for name in options)

@@ -87,6 +87,10 @@ MISTAKES = {
     "a filter without a threshold": (["--config.data.filters={'generated': 'x'}"], "data.filters.generated='x' is not a number"),
     "a cap of words": (["--config.model.attention_softcap=abc"], "model.attention_softcap='abc' is not a number"),
     "an option that no compiler has": (["--config.xla.options.xla_no_such=1"], "No such compile option: 'xla_no_such'"),
+    "a compiler option of nothing": (
+        ["--config.xla.options={'xla_a': None}"],
+        "xla.options.xla_a=None is not a word, a number, True or False",
+    ),
     "a set of flags that is none": (["--config.xla.flags=quick"], "Unknown xla.flags='quick'. Choose one of: fast, none"),
     "a chunk below none": (["--config.model.logprobs_chunk=-1"], "model.logprobs_chunk=-1 must be 0 or more"),
     "a base of nothing": (["--config.model.rope_theta=0"], "model.rope_theta=0 is not a base of frequencies"),

@@ -172,7 +172,8 @@ def test_weights_go_over_by_name_with_another_vocabulary(stage, settings, tmp_pa
     before, after = records(tmp_path / "a", "evals")[-1], records(tmp_path / "b", "evals")[0]
     record = json.loads((tmp_path / "a/config.json").read_text())
     (tmp_path / "a/config.json").write_text(json.dumps(record | {"tokenizer": "that of another"}))
-    assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "c", *short, f"--config.init_from={tmp_path / 'a'}") == 0
+    words = [*short, f"--config.init_from={tmp_path / 'a'}", "--config.data.tokenizer.kind=bytes"]
+    assert stage("pretrain", "--config", settings, "--workdir", tmp_path / "c", *words) == 0
     assert "ANOTHER there: rows of the vocabulary were learnt for other tokens" in " ".join(capfd.readouterr().err.split())
     assert after["step"] == 0 and abs(after["loss"] - before["loss"]) < 0.5 < records(tmp_path / "a", "evals")[0]["loss"] - before["loss"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.plans import configs, measure
 
-FLAGSHIPS = ("llama3_8b.py",)  # the others by `python -m benchmarks.plans`: minutes each
+FLAGSHIPS = ("llama3_8b.py", "llama3_70b_v5p_512.py", "tiny_bytes.py")  # the others by `python -m benchmarks.plans`: minutes each
 
 
 @pytest.mark.parametrize("name", FLAGSHIPS)

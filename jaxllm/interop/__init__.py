@@ -1,0 +1,1 @@
+"""Other people's weights: Hugging Face folders in and out."""
