@@ -54,6 +54,16 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", help="a prompt; may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="a file with one prompt a line, or - for standard input")
     parser.add_argument("--output", metavar="FILE", help="also write JSON lines here (default: WORKDIR/samples.jsonl)")
+    parser.add_argument("--resume", action="store_true", help="go on where the lines of --output end")
+    parser.add_argument("--best-of", type=int, metavar="N", help="draw N samples of each prompt and keep the best")
+    parser.add_argument("--rank-by", default="mean_log_prob", metavar="SCORE", help="what the best is: mean_log_prob (default)")
+    parser.epilog = _keys_help(SAMPLE)
+
+
+def _chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="a trained model's work directory")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the last whole one)")
+    parser.add_argument("--plain", action="store_true", help="plain turns, even where the model has a chat template")
     parser.epilog = _keys_help(SAMPLE)
 
 
@@ -106,6 +116,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "pretrain": _pretrain,
     "evaluate": _evaluate,
     "sample": _sample,
+    "chat": _chat,
     "convert": _convert,
     "plan": _plan,
     "report": _report,

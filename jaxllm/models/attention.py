@@ -37,7 +37,9 @@ class Attention(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, tokens: Tokens, cache: caches.Entry | None, rng: jax.Array | None) -> tuple[jax.Array, caches.Entry | None]:
+    def __call__(
+        self, x: jax.Array, tokens: Tokens, cache: caches.Entry | None, rng: jax.Array | None
+    ) -> tuple[jax.Array, caches.Entry | None]:
         q, k, v = self._projected(x)
         if self.config.positions == "rope":
             frequencies = self._frequencies()

@@ -53,6 +53,7 @@ class Cache(NamedTuple):
     prefix: jax.Array  # int32 [B], see `Place`
     pages: jax.Array | None = None  # int32 [B, M], see `Place`
 
+
 def empty_cache(
     config: ModelConfig, scan_layers: bool, batch: int, length: int, dtype: str, *, chunk: int = 1, page: int = 0, num_pages: int = 0
 ) -> Cache:

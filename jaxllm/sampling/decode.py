@@ -28,7 +28,9 @@ class Rows(NamedTuple):
     seen: jax.Array | None  # bool [B, V], with a repetition penalty
 
 
-def decode_step(model: Model, params: Any, sampling: Sampling, rng: jax.Array, rows: Rows) -> tuple[Rows, tuple[jax.Array, jax.Array, jax.Array]]:
+def decode_step(
+    model: Model, params: Any, sampling: Sampling, rng: jax.Array, rows: Rows
+) -> tuple[Rows, tuple[jax.Array, jax.Array, jax.Array]]:
     """One more token for every row that is alive; the others stand still, and what they return is 0.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Continuous batching: rows of a fixed number of slots decode together; finished ones make room for waiting ones between blocks of steps."""
+"""Continuous batching: a fixed number of rows decode together; finished ones make room for waiting ones between blocks of steps."""
 
 import collections
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,11 @@ class Finished(NamedTuple):
     tokens: list[int]  # a stop token included
     log_probs: list[float]  # under the model itself
     filtered_log_probs: list[float]  # under the distribution that was drawn from
-    stopped: bool  # by a stop token, and not by length
+    stopped: bool  # by a stop token or by `ends`, and not by length
+
+
+# (id, tokens so far) -> how many of them to keep, which ends the row, or None: it goes on. Asked after every block.
+Ends = Callable[[int, Sequence[int]], int | None]
 
 
 class Running(NamedTuple):
@@ -100,6 +104,7 @@ class Engine:
             raise ValueError(f"{self.num_pages} pages of {page} tokens do not hold one row of {length}. Give at least {most} pages.")
         self.model, self.sampling, self.slots, self.length, self.page = model, sampling, slots, length, page
         self.chunk, self.block, self.rows = chunk, block, prefill
+        self.evictions = 0  # rows that gave way so far
         self._first = jax.jit(functools.partial(self._prefill, fresh=True), donate_argnums=1)
         self._next = jax.jit(functools.partial(self._prefill, fresh=False), donate_argnums=1)
         self._empty = jax.jit(self._empty_small, static_argnums=0)
@@ -149,18 +154,21 @@ class Engine:
 
     # What is scheduled.
 
-    def run(self, params: Any, requests: Iterable[Request], rng: jax.Array) -> Iterator[Finished]:
+    def run(self, params: Any, requests: Iterable[Request], rng: jax.Array, ends: Ends | None = None) -> Iterator[Finished]:
         """Yields every continuation as it ends.
 
         Args:
           params: the model's parameters; nothing of them is copied.
           requests: taken as there is room, so they may be made while the engine runs.
           rng: a key; fold the step of a training run into it.
+          ends: what else ends a row, such as a stop string.
 
         Raises:
           ValueError: an empty prompt, or one that does not fit.
         """
-        return _Run(self, params, iter(requests), rng).finished()
+        books = _Run(self, params, iter(requests), rng, ends)
+        yield from books.finished()
+        self.evictions += books.evictions
 
     def check(self, request: Request) -> None:
         """Refuses what cannot be sampled.
@@ -181,14 +189,15 @@ class Engine:
 class _Run:
     """The host's books of one `Engine.run`."""
 
-    def __init__(self, engine: Engine, params: Any, requests: Iterator[Request], rng: jax.Array):
-        self.engine, self.params, self.requests, self.rng = engine, params, requests, rng
+    def __init__(self, engine: Engine, params: Any, requests: Iterator[Request], rng: jax.Array, ends: Ends | None):
+        self.engine, self.params, self.requests, self.rng, self.ends = engine, params, requests, rng, ends
         self.running = engine._start()
         self.held: dict[int, _Waiting] = {}  # slot -> its row; `known` and `written` grow
         self.order: list[int] = []  # slots by admission, the oldest first
         self.waiting: collections.deque[_Waiting] = collections.deque()
         self.next: Request | None = None
         self.free_pages = list(range(engine.num_pages))
+        self.evictions = 0
         self.pages = np.full((engine.slots, -(-engine.length // engine.page) if engine.page else 0), engine.num_pages, np.int32)
 
     def finished(self) -> Iterator[Finished]:
@@ -281,11 +290,14 @@ class _Run:
     def _give_pages(self) -> None:
         """Room for the tokens of the next block; where there is none, the newest row leaves, and waits with what it has."""
         for slot in list(self.order):
-            while slot in self.held and not self._take_pages(slot, min(len(self.held[slot].known) + self.engine.block, self.held[slot].limit)):
+            while slot in self.held and not self._take_pages(
+                slot, min(len(self.held[slot].known) + self.engine.block, self.held[slot].limit)
+            ):
                 newest = self.order[-1]
                 row = self.held[newest]
                 source = jax.device_get(self.engine._taken(self.running.rows.cache, newest))
                 self._release(newest)
+                self.evictions += 1
                 self.waiting.appendleft(row._replace(source=source, origin=0))
 
     def _release(self, slot: int) -> None:
@@ -306,6 +318,8 @@ class _Run:
             new = tokens[steps, slot].tolist()
             row.known.extend(new)
             row.written.extend(zip(new, log_probs[steps, slot].tolist(), filtered[steps, slot].tolist(), strict=True))
-            if not still[slot]:
+            keep = self.ends(row.id, [token for token, *_ in row.written]) if self.ends else None
+            if keep is not None or not still[slot]:
                 self._release(slot)
-                yield Finished(row.id, *map(list, zip(*row.written, strict=True)), new[-1] in engine.sampling.stop_ids)
+                written, stopped = row.written[:keep], keep is not None or new[-1] in engine.sampling.stop_ids
+                yield Finished(row.id, *map(list, zip(*written, strict=True)), stopped)

@@ -49,9 +49,7 @@ class Sampling:
         return self != Sampling(stop_ids=self.stop_ids)
 
 
-def filter_logits(
-    logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> jax.Array:
+def filter_logits(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> jax.Array:
     """The log-probabilities of the filtered distribution: temperature, top-k, top-p, min-p, each on what the one before left.
 
     Ties at the border stay in.
@@ -150,6 +148,8 @@ def draw(
         token = first_largest(allowed)
         return token, at(full, token), jnp.zeros(token.shape, jnp.float32)
     how = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    log_probs = full if allowed is logits and how == {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} else filter_logits(allowed, **how)
+    log_probs = (
+        full if allowed is logits and how == {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} else filter_logits(allowed, **how)
+    )
     token = sample_token(log_probs, keys, positions)
     return token, at(full, token), at(log_probs, token)

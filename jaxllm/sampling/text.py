@@ -1,4 +1,4 @@
-"""Prompts in, text out: batches of prompts in a few fixed shapes through `decode.generate`."""
+"""Prompts in, text out: what is written on a prompt, through the engine, in order."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 
 from jaxllm.data.tokenizers import Tokenizer
 from jaxllm.models.model import Model
-from jaxllm.parallel import rules
-from jaxllm.sampling.decode import generate
+from jaxllm.sampling.engine import Ends, Engine, Request
+from jaxllm.sampling.logits import Sampling
 
 MANY = 1 << 16  # samples of one prompt at most: each (prompt, sample) has a row id of its own
-SMALLEST = 16  # tokens in the smallest bucket of prompt lengths; each next one is twice as long
+LONG_PROMPT = ("refuse", "window")
 
 
 class Sample(NamedTuple):
@@ -24,12 +24,7 @@ class Sample(NamedTuple):
     text: str
     tokens: list[int]
     mean_log_prob: float  # nats per token under the model itself
-    finished: bool  # ended by the end token, not by length
-
-
-def bucket(length: int) -> int:
-    """The smallest power-of-two bucket that holds a prompt: a few shapes, compiled once each."""
-    return max(SMALLEST, 1 << (length - 1).bit_length())
+    finished: bool  # ended by a stop token or a stop string, not by length
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
@@ -45,79 +40,143 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     return ids
 
 
-def sample_texts(
-    model: Model,
-    params: Any,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    seed: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    num_samples: int = 1,
-    batch_size: int = 8,
-) -> Iterator[Sample]:
-    """Yields every sample of every prompt, in order; a draw depends on (seed, prompt number, sample number, position) alone.
+def stop_ids(tokenizer: Tokenizer, stop_tokens: Sequence[str]) -> tuple[int, ...]:
+    """The tokenizer's own end tokens and those of the user.
 
     Raises:
-      ValueError: an option out of range, an empty prompt, or a prompt that does not fit the model's context.
+      ValueError: a word that is not one token.
     """
-    check_options(temperature, top_k, top_p, max_new_tokens, num_samples)
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    longest = max(map(len, ids), default=0)
-    if longest + max_new_tokens > model.config.max_positions:
-        raise ValueError(
-            f"A prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the model's context of {model.config.max_positions}."
-            f" Shorten the prompt, or set sample.max_new_tokens to at most {max(0, model.config.max_positions - longest)}."
-        )
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "stop_ids": (tokenizer.eos_id,),
-        "num_ids": tokenizer.vocab_size,
-    }
-
-    @jax.jit
-    def run(*arguments):  # every process gets every row
-        return jax.tree.map(lambda x: rules.constrain(x, *(None,) * x.ndim), generate(model, *arguments, **options))
-
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"sample"))
-    jobs = [(p, s) for p in range(len(prompts)) for s in range(num_samples)]
-    for first in range(0, len(jobs), batch_size):
-        part = jobs[first : first + batch_size]
-        rows = part + [part[-1]] * (batch_size - len(part))  # a full batch keeps the shape; the extra rows are thrown away
-        width = min(bucket(max(len(ids[p]) for p, _ in rows)), model.config.max_positions - max_new_tokens)
-        tokens = np.zeros((batch_size, width), np.int32)
-        for row, (p, _) in enumerate(rows):
-            tokens[row, : len(ids[p])] = ids[p]
-        lengths = np.array([len(ids[p]) for p, _ in rows], np.int32)
-        names = np.array([p * MANY + s for p, s in rows], np.int32)
-        out = jax.device_get(run(params, tokens, lengths, key, names))
-        for row, (p, s) in enumerate(part):
-            size = int(out.lengths[row])
-            new = out.tokens[row, :size].tolist()
-            finished = bool(new) and new[-1] == tokenizer.eos_id
-            text = tokenizer.decode(new[:-1] if finished else new)
-            yield Sample(prompts[p], s, text, new, float(out.log_probs[row, :size].mean()) if size else 0.0, finished)
+    found = list(tokenizer.stop_ids)
+    for word in stop_tokens:
+        ids = tokenizer.encode(word)
+        if len(ids) != 1:
+            raise ValueError(
+                f"sample.stop_tokens: {word!r} is {len(ids)} tokens of this tokenizer, not one. Name it in sample.stop instead."
+            )
+        found.append(int(ids[0]))
+    return tuple(dict.fromkeys(found))
 
 
-def check_options(temperature: float, top_k: int, top_p: float, max_new_tokens: int, num_samples: int) -> None:
-    """Refuses options that make no distribution.
+class Texts:
+    """A model that continues texts: its engine, compiled once, for any number of prompts."""
 
-    Raises:
-      ValueError: names the option, its value and its range.
-    """
-    if not temperature >= 0:
-        raise ValueError(f"sample.temperature={temperature} is below 0. Give 0 for the likeliest token, or a positive number.")
-    if top_k < 0:
-        raise ValueError(f"sample.top_k={top_k} is below 0. Give 0 for all tokens, or how many to keep.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"sample.top_p={top_p} is not a probability. Give 0 < top_p <= 1; 1 keeps all tokens.")
-    if max_new_tokens < 1 or not 1 <= num_samples <= MANY:
-        raise ValueError(
-            f"sample.max_new_tokens={max_new_tokens} and sample.num_samples={num_samples} must be at least 1 (samples: at most {MANY})."
-        )
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str] = (),
+        stop_tokens: Sequence[str] = (),
+        length: int | None = None,
+        long_prompt: str = "refuse",
+        slots: int = 8,
+        block: int = 16,
+    ):
+        """Checks what can be checked without a prompt.
+
+        Args:
+          model: a decoder.
+          tokenizer: its own.
+          max_new_tokens: how many tokens to write at most.
+          sampling: how tokens are drawn; stop tokens and the tokenizer's size are filled in here.
+          stop: texts that end a continuation, and are not part of it.
+          stop_tokens: the same for single tokens, by their text.
+          length: the most tokens of a prompt and its continuation; None: the model's context.
+          long_prompt: a prompt that does not fit is refused ("refuse"), or only its last tokens are used ("window").
+          slots: rows that decode together.
+          block: tokens between two looks at stop strings.
+
+        Raises:
+          ValueError: an option that cannot be used.
+        """
+        self.length = min(length or model.config.max_positions, model.config.max_positions)
+        if not 1 <= max_new_tokens < self.length:
+            raise ValueError(f"sample.max_new_tokens={max_new_tokens} must be at least 1 and less than the context of {self.length}.")
+        if long_prompt not in LONG_PROMPT:
+            raise ValueError(f"Unknown sample.long_prompt={long_prompt!r}. Choose one of: {', '.join(LONG_PROMPT)}.")
+        if "" in stop:
+            raise ValueError("sample.stop holds an empty text, which ends everything at once. Take it out.")
+        self.tokenizer, self.max_new_tokens, self.stop, self.long_prompt = tokenizer, max_new_tokens, tuple(stop), long_prompt
+        fields = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+        self.sampling = Sampling(**fields, stop_ids=stop_ids(tokenizer, stop_tokens), num_ids=tokenizer.vocab_size)
+        self.model, self.slots, self.block = model, slots, block
+        self.engine: Engine | None = None
+        self.margin = max(map(len, stop), default=0)  # characters that may yet turn out to begin a stop string
+        self.cut = 0  # prompts of which only the last tokens were used
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """The prompt's tokens, int32 [n].
+
+        Raises:
+          ValueError: it is empty, or does not fit.
+        """
+        ids, room = encode_prompt(self.tokenizer, prompt), self.length - self.max_new_tokens
+        if len(ids) <= room:
+            return ids
+        if self.long_prompt == "refuse":
+            raise ValueError(
+                f"A prompt of {len(ids)} tokens and max_new_tokens={self.max_new_tokens} exceed the model's context of {self.length}."
+                f" Shorten the prompt, set sample.max_new_tokens to at most {max(0, self.length - len(ids))},"
+                " or use its last tokens alone with sample.long_prompt=window."
+            )
+        self.cut += 1
+        return ids[-room:]
+
+    def samples(
+        self, params: Any, prompts: Sequence[str], *, seed: int, num_samples: int = 1, skip: int = 0, look: Ends | None = None
+    ) -> Iterator[Sample]:
+        """Yields every sample of every prompt, in order; a draw depends on (seed, prompt number, sample number, position) alone.
+
+        Args:
+          params: the model's.
+          prompts: all of them; the first wrong one is refused before anything is sampled.
+          seed: the run's.
+          num_samples: for each prompt.
+          skip: how many of the samples, counted in order, are not wanted: they were made before.
+          look: sees every row grow, see `engine.Ends`; None: stop strings alone are looked for.
+
+        Raises:
+          ValueError: an option out of range, an empty prompt, or one that does not fit.
+        """
+        if not 1 <= num_samples <= MANY:
+            raise ValueError(f"sample.num_samples={num_samples} must be at least 1 and at most {MANY}.")
+        ids = [self.encode(prompt) for prompt in prompts]
+        if not ids:
+            return
+        longest = max(map(len, ids)) + self.max_new_tokens
+        if self.engine is None or self.engine.length < longest:
+            length = min(self.length, 1 << (longest - 1).bit_length())
+            self.engine = Engine(self.model, self.sampling, slots=self.slots, length=length, block=self.block)
+        wanted = [[s for s in range(num_samples) if p * num_samples + s >= skip] for p in range(len(prompts))]
+        requests = (Request(ids[p], tuple(p * MANY + s for s in own), self.max_new_tokens) for p, own in enumerate(wanted) if own)
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"sample"))
+        order = [p * MANY + s for p, own in enumerate(wanted) for s in own]
+        early: dict[int, Sample] = {}
+        at = 0
+        for done in self.engine.run(params, requests, key, look or (self.ends if self.stop else None)):
+            p, s = divmod(done.id, MANY)
+            mean = float(np.mean(done.log_probs)) if done.log_probs else 0.0
+            early[done.id] = Sample(prompts[p], s, self.text(done.tokens), done.tokens, mean, done.stopped)
+            while at < len(order) and order[at] in early:
+                yield early.pop(order[at])
+                at += 1
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the tokens say, without a stop token or a stop string at the end."""
+        tokens = list(tokens[:-1]) if tokens and tokens[-1] in self.sampling.stop_ids else list(tokens)
+        text = self.tokenizer.decode(tokens)
+        found = [text.index(stop) for stop in self.stop if stop in text]
+        return text[: min(found)] if found else text
+
+    def ends(self, id: int, tokens: Sequence[int]) -> int | None:
+        """How many tokens hold the first stop string, if one is there."""
+        if not any(stop in self.tokenizer.decode(tokens) for stop in self.stop):
+            return None
+        low, high = 1, len(tokens)  # the fewest tokens whose text holds one
+        while low < high:
+            middle = (low + high) // 2
+            holds = any(stop in self.tokenizer.decode(tokens[:middle]) for stop in self.stop)
+            low, high = (low, middle) if holds else (middle + 1, high)
+        return high

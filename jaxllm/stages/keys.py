@@ -122,7 +122,13 @@ SAMPLE: dict[str, Key] = {
     "sample.temperature": Key(0.8, float, "0: always the likeliest token", resume=True),
     "sample.top_k": Key(0, int, "only the k likeliest tokens; 0: all", resume=True),
     "sample.top_p": Key(1.0, float, "only the likeliest tokens that hold this much probability", resume=True),
+    "sample.min_p": Key(0.0, float, "only tokens of at least this share of the likeliest one's probability", resume=True),
+    "sample.repetition_penalty": Key(1.0, float, "divides the logits of tokens that are there already; 1: none", resume=True),
     "sample.num_samples": Key(1, int, "samples per prompt", resume=True),
+    "sample.stop": Key([], list, "texts that end a continuation", resume=True),
+    "sample.stop_tokens": Key([], list, "tokens, by their text, that end a continuation beside the tokenizer's own", resume=True),
+    "sample.long_prompt": Key("refuse", str, "a prompt longer than the context: refuse it, or window: use its last tokens", resume=True),
+    "sample.slots": Key(8, int, "rows that decode together", resume=True),
 }
 
 # Names that people bring from TRL, Hugging Face and MaxText, or type by habit; an error sentence points from them to ours.
@@ -170,6 +176,7 @@ STAGES: dict[str, str] = {
     "pretrain": "token files -> a language model",
     "evaluate": "a trained model -> held-out loss, perplexity, bits per byte, by source",
     "sample": "prompts -> text",
+    "chat": "a conversation with a model, on the terminal",
     "convert": "a Hugging Face folder -> a work directory, and back",
     "plan": "a config and a TPU slice that is not there -> memory, traffic and the least time of a step",
     "report": "work directories -> one page of curves, tables and samples",

@@ -1,20 +1,27 @@
 """Sampling: prompts in, text out, from the last whole checkpoint of a work directory."""
 
+import dataclasses
+import itertools
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
-from jaxllm.parallel import hosts
+from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.sampling.text import Sample, sample_texts
+from jaxllm.sampling.logits import Sampling
+from jaxllm.sampling.text import Sample, Texts
 from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.stages.init_from import open_model
+
+RANKINGS = {"mean_log_prob": lambda sample: sample.mean_log_prob}  # what --rank-by takes the best by
 
 
 def read_prompts(args: Namespace) -> list[str]:
@@ -43,47 +50,112 @@ def _prompt(line: str) -> str:
     return found["prompt"] if isinstance(found, dict) and isinstance(found.get("prompt"), str) else line
 
 
-def main(args: Namespace, overrides: Sequence[str]) -> int:
-    """`jaxllm sample --workdir D --prompt TEXT`; text on the terminal, JSON lines in samples.jsonl."""
-    record = workdir.read(args.workdir)
-    config = resolve(record["config"], parse_overrides(overrides))
-    prompts = read_prompts(args)
+def start(args: Namespace, overrides: Sequence[str]) -> ConfigDict:
+    """The run's own config with the command line's overrides; JAX and the processes are ready after it."""
+    config = resolve(workdir.read(args.workdir)["config"], parse_overrides(overrides))
     setup.backend_flags(config, trains=False)
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
-    mesh = make_mesh()  # rows are independent: every device gets its own
-    tokenizer = workdir.own_tokenizer(args.workdir)
+    return config
+
+
+def open_texts(args: Namespace, config: ConfigDict, mesh: Any, **more: Any) -> tuple[Texts, Any, int]:
+    """What samples from a work directory: `Texts`, the parameters, and the step they are of; `more` goes to `Texts`.
+
+    On a CPU the layers stand one by one: a scan would copy a layer's cache at every step to look at it.
+    """
     model, params, step = open_model(args.workdir, mesh, args.step, config)
+    if rules.platform() == "cpu" and model.scan_layers:
+        model, params = dataclasses.replace(model, scan_layers=False), jax.jit(lambda p: model.relayout(p, False))(params)
     section = config.sample
+    fields = {name: section[name] for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+    options = {name: section[name] for name in ("max_new_tokens", "stop", "stop_tokens", "long_prompt")} | more
+    slots = -(-section.slots // mesh.size) * mesh.size
+    options = {"slots": slots} | options
+    return Texts(model, workdir.own_tokenizer(args.workdir), sampling=Sampling(**fields), **options), params, step
+
+
+def main(args: Namespace, overrides: Sequence[str]) -> int:
+    """`jaxllm sample --workdir D --prompt TEXT`; text on the terminal, JSON lines in samples.jsonl."""
+    prompts = read_prompts(args)
+    if args.rank_by not in RANKINGS:
+        raise ValueError(f"Unknown --rank-by {args.rank_by!r}. Choose one of: {', '.join(RANKINGS)}.")
+    if args.best_of is not None and args.best_of < 1:
+        raise ValueError(f"--best-of {args.best_of} keeps the best of nothing. Give at least 1.")
+    config = start(args, overrides)
+    if config.sample.slots < 1:
+        raise ValueError(f"sample.slots={config.sample.slots} decodes nothing. Give at least 1.")
+    output = args.output or str(epath.Path(args.workdir) / "samples.jsonl")
+    mesh = make_mesh()  # rows are independent: every device gets its own
     with jax.set_mesh(mesh):
-        samples = sample_texts(
-            model,
-            params,
-            tokenizer,
-            prompts,
-            seed=config.seed,
-            max_new_tokens=section.max_new_tokens,
-            temperature=section.temperature,
-            top_k=section.top_k,
-            top_p=section.top_p,
-            num_samples=section.num_samples,
-            batch_size=-(-8 // mesh.size) * mesh.size,
-        )
-        write(samples, step, args.output or str(epath.Path(args.workdir) / "samples.jsonl"))
+        texts, params, step = open_texts(args, config, mesh)
+        each = args.best_of or config.sample.num_samples
+        kept = 1 if args.best_of else each
+        done = made_before(output, prompts, kept, step) if args.resume else 0
+        samples = texts.samples(params, prompts, seed=config.seed, num_samples=each, skip=done // kept * each + done % kept)
+        if args.best_of:
+            samples = best(samples, args.rank_by)
+        write(samples, step, output, total=len(prompts) * kept, done=done)
+    if texts.cut and hosts.is_first():
+        print(f"{texts.cut} prompts were longer than the context; only their last tokens were used.", file=sys.stderr)
     hosts.finish()
     return 0
 
 
-def write(samples: Iterable[Sample], step: int, output: str) -> None:
-    """Prints each sample as it comes and appends it to a JSON-lines file."""
-    for sample in samples:
-        if not hosts.is_first():
-            continue
-        print(f"{sample.prompt}\033[1m{sample.text}\033[0m\n" if sys.stdout.isatty() else f"{sample.prompt}{sample.text}\n", flush=True)
-        line = json.dumps({"step": step, **sample._asdict()}, ensure_ascii=False) + "\n"
-        path = epath.Path(output)
-        if "://" in output:
-            path.write_text((path.read_text() if path.exists() else "") + line)
-        else:
-            with open(output, "a", encoding="utf-8") as file:
-                file.write(line)
+def best(samples: Iterable[Sample], rank_by: str) -> Iterator[Sample]:
+    """The best sample of each prompt; of equal ones the first. Samples of one prompt follow one another, and their numbers start at 0."""
+    group: list[Sample] = []
+    for sample in itertools.chain(samples, [None]):
+        if group and (sample is None or sample.number == 0):
+            yield max(group, key=RANKINGS[rank_by])
+            group = []
+        if sample is not None:
+            group.append(sample)
+
+
+def made_before(output: str, prompts: Sequence[str], each: int, step: int) -> int:
+    """How many samples of this very command are in the output; a last line that was cut off is taken away.
+
+    Raises:
+      ValueError: the file holds something else.
+    """
+    path = epath.Path(output)
+    if not path.exists():
+        return 0
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    lines = [json.loads(line) for line in whole.splitlines()]
+    for at, line in enumerate(lines):
+        expected = (step, prompts[at // each]) if at < len(prompts) * each else None
+        if expected != (line.get("step"), line.get("prompt")):
+            raise ValueError(
+                f"--resume: line {at + 1} of {output} is not of this command (another prompt or another step of the model)."
+                " Give another --output, or leave out --resume to append."
+            )
+    if whole != text:
+        path.write_text(whole)
+    return len(lines)
+
+
+def write(samples: Iterable[Sample], step: int, output: str, total: int, done: int = 0) -> None:
+    """Prints each sample as it comes and appends it to a JSON-lines file; a progress bar where the samples are not on the terminal."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    shown = sys.stdout.isatty()
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, disable=shown or not sys.stderr.isatty() or not hosts.is_first(), transient=True)
+    bar.console.stderr = True
+    with bar:
+        task = bar.add_task("samples", total=total, completed=done)
+        for sample in samples:
+            if not hosts.is_first():
+                continue
+            print(f"{sample.prompt}\033[1m{sample.text}\033[0m\n" if shown else f"{sample.prompt}{sample.text}\n", flush=True)
+            line = json.dumps({"step": step, **sample._asdict()}, ensure_ascii=False) + "\n"
+            if "://" in output:
+                path = epath.Path(output)
+                path.write_text((path.read_text() if path.exists() else "") + line)
+            else:
+                with open(output, "a", encoding="utf-8") as file:
+                    file.write(line)
+            bar.advance(task)

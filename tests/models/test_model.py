@@ -16,7 +16,7 @@ from jaxllm.models.remat import POLICIES
 from jaxllm.ops.attention import KERNELS
 from jaxllm.parallel import rules
 from jaxllm.parallel.mesh import make_mesh
-from tests.oracle import families
+from tests.models.drawn import random_params
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
@@ -32,8 +32,7 @@ DROPPING = LLAMA.replace(residual_dropout=0.2, attention_dropout=0.3, embedding_
 
 @functools.cache
 def params_of(config):
-    single = Model(config, scan_layers=False)
-    return single.relayout(families.nest(families.random_params(config, single.abstract(), seed=0)), True)
+    return random_params(Model(config), seed=0)
 
 
 def tokens_of(config, rows=2, length=T):

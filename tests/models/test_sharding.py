@@ -13,7 +13,7 @@ from jaxllm.models.presets import preset
 from jaxllm.ops.attention import zigzag_order
 from jaxllm.parallel import rules
 from jaxllm.parallel.mesh import make_mesh
-from tests.oracle import families
+from tests.models.drawn import random_params
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
 B, T = 8, 16
@@ -61,8 +61,7 @@ def alone(name: str):
     """Parameters, loss and gradients on one device."""
     if name not in _alone:
         model = Model(MODELS[name])
-        single = Model(MODELS[name], scan_layers=False)
-        params = single.relayout(families.nest(families.random_params(MODELS[name], single.abstract(), seed=1)), True)
+        params = random_params(model, seed=1)
         _alone[name] = jax.device_get(
             (params, *jax.jit(jax.value_and_grad(lambda p, d: loss(model, p, d)), compiler_options=QUICK)(params, batch(320)))
         )

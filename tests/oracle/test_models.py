@@ -37,13 +37,16 @@ def logits(model, params, tokens, **more):
         return np.asarray(jax.jit(lambda p, t: model.logits(p, model.apply(p, t, **more)))(params, tokens))
 
 
-def decoded(model, params, tokens, segments):
-    """Logits of a prefill and then of single tokens, through the cache."""
-    step = jax.jit(lambda p, t, c, s: model.decode(p, t, c, segments=s))
-    cache, found = model.init_cache(*tokens.shape), []
+def decoded(model, params, tokens, padding):
+    """Logits of a prefill and then of single tokens, through the cache; the second row lacks its first tokens, which are padding."""
+    step = jax.jit(lambda p, t, c, n: model.decode(p, t, c, counts=n))
+    cache, counts, prompts = model.init_cache(*tokens.shape), np.array([PROMPT, PROMPT - padding], np.int32), tokens[:, :PROMPT].copy()
+    prompts[1] = np.roll(prompts[1], -padding)
     with jax.default_matmul_precision("highest"):
-        for first, last in [(0, PROMPT), *((i, i + 1) for i in range(PROMPT, tokens.shape[1]))]:
-            hidden, cache = step(params, tokens[:, first:last], cache, segments[:, first:last])
+        hidden, cache = step(params, prompts, cache, counts)
+        found = [np.stack([np.roll(row, shift, axis=0) for row, shift in zip(model.logits(params, hidden), (0, padding), strict=True)])]
+        for i in range(PROMPT, tokens.shape[1]):
+            hidden, cache = step(params, tokens[:, i : i + 1], cache, np.ones(2, np.int32))
             found.append(np.asarray(model.logits(params, hidden)))
     return np.concatenate(found, axis=1)
 
@@ -65,7 +68,7 @@ def test_prefill_and_cached_decode_equal_transformers(both, padding, record_prop
     tokens, mask = families.random_tokens(model.config), np.ones((2, 40), np.int64)
     mask[1, :padding] = 0
     expected = families.reference_logits(theirs, tokens, mask if padding else None)
-    found = decoded(model, params, tokens, mask.astype(np.int32))
+    found = decoded(model, params, tokens, padding)
     off = np.abs(found - expected)[mask > 0].max()
     record_property("max_difference", float(off))
     assert off < 1e-4

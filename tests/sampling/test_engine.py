@@ -63,6 +63,15 @@ def test_the_engine_is_one_by_one(kind, params, one_by_one):
         np.testing.assert_allclose(found[id].log_probs, log_probs[: len(tokens)], atol=2e-4)
         np.testing.assert_allclose(found[id].filtered_log_probs, filtered[: len(tokens)], atol=2e-4)
         assert found[id].stopped == (tokens[-1] == 3)
+    assert (engine.evictions > 0) == (kind == "a pool that is too small")
+
+
+def test_what_else_ends_a_row(params, one_by_one):
+    """As a stop string would: the row keeps so many tokens, and its slot is free."""
+    engine = Engine(MODEL, SAMPLING, slots=2, length=52, block=4)
+    found = {done.id: done for done in engine.run(params, requests(), RNG, ends=lambda id, tokens: 2 if len(tokens) >= 2 else None)}
+    for id, (tokens, *_) in one_by_one.items():
+        assert found[id].tokens == tokens[:2] and found[id].stopped == (len(tokens) >= 2 or tokens[-1] == 3)
 
 
 def test_nothing_is_compiled_again_as_requests_come_and_go(params):

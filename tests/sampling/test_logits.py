@@ -23,7 +23,16 @@ def expected(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     return np.where(keep, probs, 0) / probs[keep].sum()
 
 
-FILTERS = [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 2.0, "top_k": 4, "top_p": 0.8}, {"top_p": 1e-6}, {"min_p": 0.3}, {"temperature": 1.5, "top_p": 0.95, "min_p": 0.2}]
+FILTERS = [
+    {},
+    {"temperature": 0.5},
+    {"top_k": 2},
+    {"top_p": 0.7},
+    {"temperature": 2.0, "top_k": 4, "top_p": 0.8},
+    {"top_p": 1e-6},
+    {"min_p": 0.3},
+    {"temperature": 1.5, "top_p": 0.95, "min_p": 0.2},
+]
 
 
 @pytest.mark.parametrize("options", FILTERS, ids=str)
