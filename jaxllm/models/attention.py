@@ -44,13 +44,12 @@ class Attention(nn.Module):
         if self.config.positions == "rope":
             frequencies = self._frequencies()
             q, k = apply_rope(q, tokens.positions, *frequencies), apply_rope(k, tokens.positions, *frequencies)
-        if cache is not None:
-            assert tokens.place is not None
+        if cache is not None and tokens.place is not None:
             cache = caches.write(cache, k, v, tokens.place)
-        if cache is None or self.compute.fresh:
+        if cache is None or tokens.place is None or self.compute.fresh:
             y = self._attend(q, k, v, tokens, rng)
         else:
-            y = self._attend_cached(q, cache, tokens)
+            y = self._attend_cached(q, cache, tokens.positions, tokens.place)
         return self._output(rules.constrain(y, "batch", "sequence", "heads", "head_dim")), cache
 
     def _projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -86,16 +85,16 @@ class Attention(nn.Module):
     def _window(self) -> int | None:
         return self.config.window if self.kind == "local" else None
 
-    def _attend_cached(self, q, cache: caches.Entry, tokens: Tokens) -> jax.Array:
+    def _attend_cached(self, q, cache: caches.Entry, positions: jax.Array, place: caches.Place) -> jax.Array:
         config = self.config
-        keys, values, held = caches.read(cache, tokens.place)
+        keys, values, held = caches.read(cache, place)
         return attend_cached(
             q,
             keys,
             values,
-            tokens.positions,
+            positions,
             held,
-            prefix=tokens.place.prefix if self.compute.kind == "prefix" else None,
+            prefix=place.prefix if self.compute.kind == "prefix" else None,
             window=self._window(),
             softcap=config.attention_softcap,
             scale=config.attention_scale,

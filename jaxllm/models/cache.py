@@ -1,5 +1,6 @@
 """The key-value cache: plain arrays, passed in and returned. A row's tokens lie in slots of its own, in a ring, or in pages of one pool."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -76,7 +77,7 @@ def empty_cache(
         if page and kind == "global":
             pool = (*leading, num_pages, shape[0], page, shape[1])
             return Pages(*(rules.constrain(jnp.zeros(pool, dtype), *stack, None, "kv_heads", None, "head_dim") for _ in range(2)))
-        slots = min(length, config.window + chunk - 1) if kind == "local" else length
+        slots = min(length, (config.window or length) + chunk - 1) if kind == "local" else length
         ring = (*leading, batch, shape[0], slots, shape[1])
         return LayerCache(*(rules.constrain(jnp.zeros(ring, dtype), *stack, "batch", "kv_heads", None, "head_dim") for _ in range(2)))
 
@@ -99,7 +100,7 @@ def capacity(config: ModelConfig, cache: Cache, new: int) -> int | None:
         if isinstance(layer, Pages):
             assert cache.pages is not None
             most.append(cache.pages.shape[1] * slots)
-        elif kind == "global" or slots < config.window + new - 1:
+        elif kind == "global" or slots < (config.window or slots) + new - 1:
             most.append(slots)
     return min(most, default=None)
 
@@ -157,7 +158,8 @@ def taken(config: ModelConfig, cache: Cache, row: jax.Array) -> Cache:
 
     def one(layer, stacked):
         if isinstance(layer, Pages):
-            join = lambda pool: _joined(pool, pages)  # noqa: E731
+            assert pages is not None
+            join = functools.partial(_joined, pages=pages)
             return LayerCache(*(jax.vmap(join)(pool) if stacked else join(pool) for pool in layer))
         return LayerCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=x.ndim - 4) for x in layer))
 
@@ -190,6 +192,7 @@ def moved(cache: Cache, source: Cache, origin: jax.Array, rows: jax.Array, pages
                 positions = in_slots(lengths - 1, size)
             found = jnp.take_along_axis(new[:, origin], (positions % new.shape[-2])[None, :, None, :, None], axis=3)
             if isinstance(layer, Pages):
+                assert pages is not None
                 found = found.reshape(*found.shape[:3], -1, size, found.shape[-1]).swapaxes(2, 3)  # [L, Q, M, K, size, H]
                 needed = (jnp.arange(pages.shape[1]) * size < lengths[:, None]) & (rows < cache.lengths.shape[0])[:, None]
                 old = old.at[:, jnp.where(needed, pages, old.shape[1])].set(found.astype(old.dtype), mode="drop")
@@ -201,8 +204,10 @@ def moved(cache: Cache, source: Cache, origin: jax.Array, rows: jax.Array, pages
 
     is_layer = lambda x: isinstance(x, LayerCache | Pages)  # noqa: E731
     layers = jax.tree.map(one, cache.layers, source.layers, is_leaf=is_layer)
-    table = cache.pages if pages is None else cache.pages.at[rows].set(pages, mode="drop")
     set_rows = lambda old, new: old.at[rows].set(new[origin], mode="drop")  # noqa: E731
+    table = cache.pages
+    if table is not None and pages is not None:
+        table = table.at[rows].set(pages, mode="drop")
     return Cache(layers, set_rows(cache.lengths, source.lengths), set_rows(cache.prefix, source.prefix), table)
 
 

@@ -95,7 +95,8 @@ class Pattern(nn.Module):
             entry = None if caches is None else Entry(caches[str(place)], (repeat,))
             layer = repeat * len(self.config.layer_pattern) + place
             x, entry = block(self.config, compute, kind, name=str(place))(x, layer, entry, tokens)
-            caches = caches if entry is None else caches | {str(place): entry.layer}
+            if caches is not None and entry is not None:
+                caches = caches | {str(place): entry.layer}
         return (x, caches), None
 
 

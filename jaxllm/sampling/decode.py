@@ -39,11 +39,11 @@ def decode_step(
     counts = rows.alive.astype(jnp.int32)
     hidden, cache = model.decode(params, rows.tokens[:, None], rows.cache, counts=counts)
     found = draw(sampling, model.logits(params, hidden[:, 0]), row_keys(rng, rows.ids), cache.lengths, rows.seen)
-    token, *log_probs = (jnp.where(rows.alive, x, 0) for x in found)
+    token, log_prob, filtered = (jnp.where(rows.alive, x, 0) for x in found)
     stops = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
     seen = rows.seen if rows.seen is None else rows.seen.at[jnp.arange(len(token)), token].max(rows.alive)
     tokens = jnp.where(rows.alive, token, rows.tokens)
-    return Rows(cache, tokens, rows.ids, rows.alive & ~stops, seen), (token, *log_probs)
+    return Rows(cache, tokens, rows.ids, rows.alive & ~stops, seen), (token, log_prob, filtered)
 
 
 def seen_in(tokens: jax.Array, lengths: jax.Array, vocab: int) -> jax.Array:
@@ -91,7 +91,7 @@ def generate(
     def body(carry):
         index, rows, out = carry
         after, found = decode_step(model, params, sampling, rng, rows)
-        written = (table.at[:, index].set(x) for table, x in zip(out, found, strict=False))
-        return index + 1, after, Generated(*written, out.lengths + rows.alive)
+        tokens, log_probs, filtered = (table.at[:, index].set(x) for table, x in zip(out[:3], found, strict=True))
+        return index + 1, after, Generated(tokens, log_probs, filtered, out.lengths + rows.alive)
 
     return jax.lax.while_loop(lambda c: (c[0] < max_new_tokens) & c[1].alive.any(), body, (jnp.int32(0), start, out))[2]

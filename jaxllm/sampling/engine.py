@@ -50,7 +50,7 @@ class Running(NamedTuple):
 class _Waiting(NamedTuple):
     """A row that is ready for a slot: its tokens but the last are in `source`."""
 
-    source: caches.Cache
+    source: caches.Cache | None  # None: the row is in a slot
     origin: int
     id: int
     known: list[int]  # every token so far
@@ -78,7 +78,7 @@ class Engine:
         length: int,
         chunk: int = 512,
         block: int = 16,
-        prefill: int = 4,
+        prefill: int | None = None,
         page: int = 0,
         num_pages: int | None = None,
     ):
@@ -91,13 +91,17 @@ class Engine:
           length: the most tokens of a row, prompt and continuation.
           chunk: tokens of a prompt that go through the model at once.
           block: steps between two looks at who has finished.
-          prefill: prompts that go through the model at once.
+          prefill: prompts that go through the model at once; None: four, or as many as the mesh has parts of a batch.
           page: tokens in a page of a shared pool; 0: every slot has room for `length` tokens of its own.
           num_pages: pages of the pool; None: enough for all slots. With fewer, the newest row gives way when they run out, and comes back.
 
         Raises:
-          ValueError: a pool that cannot hold a single row.
+          ValueError: a pool that cannot hold a single row, or rows that the mesh cannot deal out.
         """
+        ways = rules.ways("batch")
+        prefill = -(-min(4, slots) // ways) * ways if prefill is None else prefill
+        if slots < 1 or slots % ways or prefill < 1 or prefill % ways:
+            raise ValueError(f"slots={slots} and prefill={prefill} must be at least 1 and multiples of replica*fsdp={ways}.")
         most = -(-length // page) if page else 0
         self.num_pages = (slots * most if num_pages is None else num_pages) if page else 0
         if page and self.num_pages < most:
@@ -219,7 +223,8 @@ class _Run:
 
     def _prefill_some(self) -> None:
         """The next prompts that share the first one's bucket go through the model together."""
-        engine, batch = self.engine, []
+        engine = self.engine
+        batch: list[Request] = []
         while len(batch) < engine.rows and (request := self._peek()) is not None:
             if batch and bucket(len(request.prompt)) != bucket(len(batch[0].prompt)):
                 break
@@ -312,14 +317,14 @@ class _Run:
         alive = np.array([slot in self.held for slot in range(engine.slots)])
         pages = self.pages.copy() if engine.page else None
         self.running, out, still = engine._steps(self.params, self.running, self.rng, pages, alive)
-        (tokens, log_probs, filtered, was_alive), still = jax.device_get((out, still))
+        (*drawn, was_alive), still = jax.device_get((out, still))
         for slot in list(self.order):
             row, steps = self.held[slot], was_alive[:, slot]
-            new = tokens[steps, slot].tolist()
-            row.known.extend(new)
-            row.written.extend(zip(new, log_probs[steps, slot].tolist(), filtered[steps, slot].tolist(), strict=True))
+            new = [table[steps, slot].tolist() for table in drawn]
+            row.known.extend(new[0])
+            row.written.extend(zip(*new, strict=True))
             keep = self.ends(row.id, [token for token, *_ in row.written]) if self.ends else None
             if keep is not None or not still[slot]:
                 self._release(slot)
-                written, stopped = row.written[:keep], keep is not None or new[-1] in engine.sampling.stop_ids
-                yield Finished(row.id, *map(list, zip(*written, strict=True)), stopped)
+                tokens, log_probs, filtered = map(list, zip(*row.written[:keep], strict=True))
+                yield Finished(row.id, tokens, log_probs, filtered, keep is not None or tokens[-1] in engine.sampling.stop_ids)

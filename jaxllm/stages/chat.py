@@ -94,7 +94,8 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
         template = None if args.plain else chat_template(args.workdir)
         stop = [*config.sample.stop, *([] if template else ["\n" + USER.strip()])]
         texts, params, step = open_texts(args, config, mesh, slots=1, block=4, stop=stop, long_prompt="window")
-        render, messages, turn = renderer(template, tokenizer), [], 0
+        render, turn = renderer(template, tokenizer), 0
+        messages: Messages = []
         spoken = "its own chat template" if template else "plain turns: it came without a chat template"
         print(f"Step {step} of {args.workdir}, {spoken}. {HELP}", file=sys.stderr)
         while (line := _read()) is not None:

@@ -6,6 +6,8 @@ import pytest
 
 from jaxllm.models.model import Model
 from jaxllm.models.presets import preset
+from jaxllm.parallel import rules
+from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.decode import generate
 from jaxllm.sampling.engine import Engine, Request
 from jaxllm.sampling.logits import Sampling
@@ -97,3 +99,14 @@ def test_what_does_not_fit_is_refused(request_, says, params):
         list(Engine(MODEL, SAMPLING, slots=2, length=52).run(params, [request_], RNG))
     with pytest.raises(ValueError, match="Give at least 13 pages"):
         Engine(MODEL, SAMPLING, slots=2, length=52, page=4, num_pages=12)
+
+
+def test_eight_devices_sample_what_one_does(params, one_by_one):
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    with jax.set_mesh(mesh):
+        cut = jax.device_put(params, rules.shardings(MODEL.axes(), mesh, MODEL.abstract()))
+        engine = Engine(MODEL, SAMPLING, slots=4, length=52, page=8, num_pages=24)
+        found = {done.id: done.tokens for done in engine.run(cut, requests(), RNG)}
+    assert found == {id: tokens for id, (tokens, *_) in one_by_one.items()}
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"multiples of replica\*fsdp=4"):
+        Engine(MODEL, SAMPLING, slots=3, length=52)

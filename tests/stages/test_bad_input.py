@@ -280,7 +280,7 @@ def test_reading_from_what_is_no_run(stage_name, stage, tmp_path, capsys):
     [
         ("--config.sample.temperature=-1", "below 0"),
         ("--config.sample.top_p=0", "not a probability"),
-        ("--config.sample.max_new_tokens=2000", "exceed the model's context"),
+        ("--config.sample.max_new_tokens=2000", "less than the context of"),
     ],
 )
 def test_sampling_options_out_of_range(word, sentence, stage, trained, capsys):

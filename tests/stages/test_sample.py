@@ -1,0 +1,108 @@
+"""`jaxllm sample` and `jaxllm chat`: resumed files, the best of several, stop strings, and a conversation."""
+
+import io
+import json
+
+import jinja2
+import pytest
+
+from jaxllm.__main__ import main
+from jaxllm.data.tokenizers import ByteTokenizer
+from jaxllm.stages.chat import chat_template, renderer
+
+SHORT = ("--config.sample.max_new_tokens=6",)
+CONFIG = """
+def get_config():
+    return {{"steps": 2, "batch_size": 8, "sequence_length": 32, "model": {{"preset": "tiny"}}, "schedule": {{"warmup": 0}},
+            "data": {{"train": [{{"path": {path!r}, "field": "text"}}], "tokenizer": {{"kind": "bytes"}}}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """A work directory of two updates: nonsense, but a model."""
+    folder = tmp_path_factory.mktemp("sampled")
+    (folder / "config.py").write_text(CONFIG.format(path=str(corpus)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXLLM_CACHE", str(folder / "tokens"))
+        assert main(["pretrain", "--config", str(folder / "config.py"), "--workdir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_file_that_was_cut_off_is_finished(stage, trained, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text('one\n{"prompt": "two"}\n{not json\n')
+    words = ["sample", "--workdir", trained, "--prompts", tmp_path / "prompts.txt", *SHORT, "--config.sample.num_samples=3"]
+    assert stage(*words, "--output", tmp_path / "whole.jsonl") == 0
+    whole = lines_of(tmp_path / "whole.jsonl")
+    assert [(line["prompt"], line["number"]) for line in whole] == [(p, i) for p in ("one", "two", "{not json") for i in range(3)]
+    text = (tmp_path / "whole.jsonl").read_text()
+    (tmp_path / "cut.jsonl").write_text(text[: text.index("\n", 900) + 30])
+    assert 0 < len((tmp_path / "cut.jsonl").read_text().splitlines()) < 9
+    assert stage(*words, "--output", tmp_path / "cut.jsonl", "--resume") == 0
+    assert (tmp_path / "cut.jsonl").read_text() == text
+    assert stage(*words, "--output", tmp_path / "cut.jsonl", "--resume") == 0
+    assert (tmp_path / "cut.jsonl").read_text() == text
+    capsys.readouterr()
+    assert stage(*words, "--prompt", "zero", "--output", tmp_path / "cut.jsonl", "--resume") == 2
+    assert "line 1 of" in capsys.readouterr().err and (tmp_path / "cut.jsonl").read_text() == text
+
+
+def test_the_best_of_several_is_kept(stage, trained, tmp_path):
+    words = ["sample", "--workdir", trained, "--prompt", "a", "--prompt", "b", *SHORT]
+    assert stage(*words, "--output", tmp_path / "all.jsonl", "--config.sample.num_samples=4") == 0
+    assert stage(*words, "--output", tmp_path / "best.jsonl", "--best-of", "4") == 0
+    every, best = lines_of(tmp_path / "all.jsonl"), lines_of(tmp_path / "best.jsonl")
+    assert [line["prompt"] for line in best] == ["a", "b"]
+    for line in best:
+        assert line["mean_log_prob"] == max(other["mean_log_prob"] for other in every if other["prompt"] == line["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--rank-by", "reward"], "Unknown --rank-by 'reward'. Choose one of: mean_log_prob"),
+        (["--best-of", "0"], "--best-of 0 keeps the best of nothing"),
+        (["--config.sample.slots=0"], "sample.slots=0"),
+        (["--config.sample.long_prompt=cut"], "Choose one of: refuse, window"),
+        (["--config.sample.stop_tokens=['ab']"], "'ab' is 2 tokens of this tokenizer"),
+    ],
+)
+def test_a_mistake_is_one_line(words, sentence, stage, trained, capsys):
+    assert stage("sample", "--workdir", trained, "--prompt", "a", *words) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("jaxllm: ") and sentence in last
+
+
+def test_a_conversation(stage, trained, monkeypatch, capsys):
+    def talk(said, *words):
+        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        assert stage("chat", "--workdir", trained, *SHORT, *words) == 0
+        return capsys.readouterr().out
+
+    once, twice = talk("hello\n"), talk("hello\n\nhello\n/reset\nhello\n/quit\nhello\n")
+    assert len(once.strip()) > 0 and twice.startswith(once) and len(twice) > 2 * len(once)
+
+
+def test_templates_of_others_are_rendered_in_a_sandbox(tmp_path):
+    messages = [{"role": "user", "content": "hi"}]
+    plain = renderer(None, ByteTokenizer())
+    assert plain([*messages, {"role": "assistant", "content": "yes"}, *messages]) == "User: hi\nAssistant: yes\nUser: hi\nAssistant:"
+    own = "{% for m in messages %}\n<{{ m.role }}>{{ m.content }}\n{% endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert renderer(own, ByteTokenizer())(messages) == "<user>hi\n<assistant>"
+    with pytest.raises(ValueError, match="refuses this conversation: roles must alternate"):
+        renderer("{{ raise_exception('roles must alternate') }}", ByteTokenizer())(messages)
+    with pytest.raises(ValueError, match="no Jinja template"):
+        renderer("{% for %}", ByteTokenizer())
+    with pytest.raises((ValueError, jinja2.exceptions.SecurityError)):
+        renderer("{{ ''.__class__.__mro__[1].__subclasses__() }}", ByteTokenizer())(messages)
+    assert chat_template(str(tmp_path)) is None
+    folder = tmp_path / "huggingface"
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "default", "template": "a"}]}))
+    assert chat_template(str(tmp_path)) == "a"
+    (folder / "chat_template.jinja").write_text("b")
+    assert chat_template(str(tmp_path)) == "b"
