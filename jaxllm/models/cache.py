@@ -211,6 +211,13 @@ def moved(cache: Cache, source: Cache, origin: jax.Array, rows: jax.Array, pages
     return Cache(layers, set_rows(cache.lengths, source.lengths), set_rows(cache.prefix, source.prefix), table)
 
 
+def reordered(cache: Cache, rows: jax.Array) -> Cache:
+    """The cache whose row i is row `rows[i]` of this one, int32 [B']; not for pages, which only have to be named anew."""
+    assert cache.pages is None, "rows of a paged cache are reordered by their page numbers"
+    layers = jax.tree.map(lambda x: jnp.take(x, rows, axis=x.ndim - 4), cache.layers)
+    return Cache(layers, cache.lengths[rows], cache.prefix[rows])
+
+
 def _each(one, layers):
     scanned = {place: one(layer, True) for place, layer in layers.get("scanned", {}).items()}
     alone = {name: one(layer, False) for name, layer in layers.items() if name != "scanned"}

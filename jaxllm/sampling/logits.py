@@ -43,11 +43,6 @@ class Sampling:
         if not 0 < self.repetition_penalty < float("inf"):
             raise ValueError(f"sample.repetition_penalty={self.repetition_penalty} must be above 0. Give 1 for none.")
 
-    @property
-    def filters(self) -> bool:
-        """Whether the sampled distribution is another one than the model's."""
-        return self != Sampling(stop_ids=self.stop_ids)
-
 
 def filter_logits(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> jax.Array:
     """The log-probabilities of the filtered distribution: temperature, top-k, top-p, min-p, each on what the one before left.
@@ -120,6 +115,26 @@ def sample_token(log_probs: jax.Array, keys: jax.Array, positions: jax.Array) ->
     return first_largest(log_probs + noise(keys, positions, log_probs.shape[-1]))
 
 
+def sampled_log_probs(sampling: Sampling, logits: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+    """Log-probabilities float32 [..., V] of the distribution that is drawn from; at temperature 0 all of it is on the likeliest token.
+
+    Args:
+      sampling: how.
+      logits: float32 [..., V], the model's own.
+      seen: bool [..., V], for a repetition penalty.
+    """
+    if sampling.num_ids is not None and sampling.num_ids < logits.shape[-1]:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < sampling.num_ids, logits, -jnp.inf)
+    if sampling.repetition_penalty != 1.0:
+        assert seen is not None
+        logits = penalize(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        best = first_largest(logits)
+        return jnp.where(jnp.arange(logits.shape[-1]) == best[..., None], 0.0, -jnp.inf)
+    how = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    return filter_logits(logits, **how)
+
+
 def draw(
     sampling: Sampling, logits: jax.Array, keys: jax.Array, positions: jax.Array, seen: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -137,19 +152,6 @@ def draw(
       likeliest was taken).
     """
     at = lambda table, token: jnp.take_along_axis(table, token[:, None], axis=-1)[:, 0]  # noqa: E731
-    full = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    allowed = logits
-    if sampling.num_ids is not None and sampling.num_ids < logits.shape[-1]:
-        allowed = jnp.where(jnp.arange(logits.shape[-1]) < sampling.num_ids, logits, -jnp.inf)
-    if sampling.repetition_penalty != 1.0:
-        assert seen is not None
-        allowed = penalize(allowed, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        token = first_largest(allowed)
-        return token, at(full, token), jnp.zeros(token.shape, jnp.float32)
-    how = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    log_probs = (
-        full if allowed is logits and how == {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} else filter_logits(allowed, **how)
-    )
-    token = sample_token(log_probs, keys, positions)
-    return token, at(full, token), at(log_probs, token)
+    log_probs = sampled_log_probs(sampling, logits, seen)
+    token = first_largest(log_probs) if sampling.temperature == 0 else sample_token(log_probs, keys, positions)
+    return token, at(logits, token) - jax.nn.logsumexp(logits, axis=-1), at(log_probs, token)
