@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -34,6 +35,18 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32 [n]."""
+        ...
+
+    def token_id(self, name: str) -> int | None:
+        """The id of a special token by its name, which `encode` reads as ordinary text; None: there is none of that name."""
+        ...
+
+    def token_name(self, id: int | None) -> str:
+        """The name of a special token, "" for what has none."""
+        ...
+
+    def encode_template(self, text: str) -> np.ndarray:
+        """The ids of what a chat template rendered: special tokens by their names, int32 [n]."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -83,6 +96,15 @@ class ByteTokenizer:
     def encode(self, text: str | bytes) -> np.ndarray:
         data = text if isinstance(text, bytes) else text.encode("utf-8")
         return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def token_id(self, name: str) -> int | None:
+        return None
+
+    def token_name(self, id: int | None) -> str:
+        return ""
+
+    def encode_template(self, text: str) -> np.ndarray:
+        return self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
@@ -147,6 +169,19 @@ class SentencePieceTokenizer:
                 ids += self._space_ids + self._sp.encode(part)
             return np.asarray(ids, np.int32)
         return np.asarray(self._sp.encode(text), np.int32)
+
+    def token_id(self, name: str) -> int | None:
+        found = self._sp.piece_to_id(name)
+        return found if self._sp.is_control(found) and self._sp.id_to_piece(found) == name else None
+
+    def token_name(self, id: int | None) -> str:
+        return self._sp.id_to_piece(id) if id is not None and self._sp.is_control(id) else ""
+
+    def encode_template(self, text: str) -> np.ndarray:
+        names = [self._sp.id_to_piece(i) for i in range(self.vocab_size) if self._sp.is_control(i)]
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        ids = [[self._sp.piece_to_id(part)] if part in names else self.encode(part).tolist() for part in parts if part]
+        return np.asarray([i for part in ids for i in part], np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
@@ -239,6 +274,20 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def token_id(self, name: str) -> int | None:
+        return next((i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.content == name), None)
+
+    def token_name(self, id: int | None) -> str:
+        token = None if id is None else self._tokenizer.get_added_tokens_decoder().get(id)
+        return "" if token is None else token.content
+
+    def encode_template(self, text: str) -> np.ndarray:
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._tokenizer.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]

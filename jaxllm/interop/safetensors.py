@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
+MAX_DIMS = 8  # of a tensor; no weight has more
 ITEM_BITS = {  # of every dtype of the format; buffers may have any
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -44,10 +45,11 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
       ValueError: a key is there twice.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:100]!r} is there twice")
+        found[key] = value
     return found
 
 
@@ -81,22 +83,23 @@ def _short(error: BaseException) -> str:
 
 
 def _tensor(path: Path, name: str, facts: Any, data: int) -> Tensor:
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {name[:100]!r}"
     if not isinstance(facts, dict) or set(facts) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where} does not have exactly dtype, shape and data_offsets. {DAMAGED}")
     dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
-        raise ValueError(f"{where} has the unknown dtype {dtype!r}. Those of the format: {', '.join(ITEM_BITS)}.")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"{where} has shape {shape!r} and data_offsets {offsets!r}, which are not whole numbers >= 0. {DAMAGED}")
+        raise ValueError(f"{where} has the unknown dtype {str(dtype)[:100]!r}. Those of the format: {', '.join(ITEM_BITS)}.")
+    if not _are_sizes(shape, MAX_DIMS) or not _are_sizes(offsets, 2) or len(offsets) != 2:
+        facts = f"shape {str(shape)[:100]} and data_offsets {str(offsets)[:100]}"
+        raise ValueError(f"{where} has {facts}, which are not whole numbers >= 0, at most {MAX_DIMS} and just two. {DAMAGED}")
     size = offsets[1] - offsets[0]
     if size * 8 != math.prod(shape) * ITEM_BITS[dtype]:
         raise ValueError(f"{where} is {dtype}{shape} in {size:,} bytes: that does not fit. {DAMAGED}")
     return Tensor(path, name, dtype, tuple(shape), data + offsets[0], size)
 
 
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+def _are_sizes(value: Any, most: int) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(type(number) is int and number >= 0 for number in value)
 
 
 def _check_cover(path: Path, tensors: Iterable[Tensor], data: int, size: int) -> None:

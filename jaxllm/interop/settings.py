@@ -163,6 +163,9 @@ def read(given: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
         fields = _fields(SETTINGS[family], Given(given, where))
     except (TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{where}: a value is not of the kind that its key wants ({error}). Fetch the file again.") from None
+    large = next((name for name, value in fields.items() if isinstance(value, int) and value >= 2**31), None)
+    if large is not None:
+        raise ValueError(f"{where}: {large}={fields[large]} is larger than any model has. Fetch the file again.")
     try:
         return family, ModelConfig(**fields)
     except ValueError as error:

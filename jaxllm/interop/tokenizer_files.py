@@ -9,7 +9,7 @@ from typing import Any
 from jaxllm.data import special_tokens
 from jaxllm.data.tokenizers import JsonTokenizer, SentencePieceTokenizer, Tokenizer, make_tokenizer
 from jaxllm.interop import spelled
-from jaxllm.interop.folders import inside
+from jaxllm.interop.folders import inside, read_json
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
 KEPT = (  # what a work directory keeps of the folder it came from, and gives back
@@ -85,7 +85,9 @@ def _check_added(folder: Path) -> None:
     """
     pieces = SentencePieceTokenizer((folder / MODEL).read_bytes()).vocab_size
     config = folder / special_tokens.CONFIG
-    added = json.loads(config.read_text(encoding="utf-8")).get("added_tokens_decoder", {}) if config.is_file() else {}
+    added = (read_json(config).get("added_tokens_decoder") or {}) if config.is_file() else {}
+    if not isinstance(added, dict) or not all(i.isdecimal() and isinstance(token, dict) for i, token in added.items()):
+        raise ValueError(f"{config}: added_tokens_decoder is not a table from ids to tokens. Fetch the file again.")
     beyond = [token.get("content") for i, token in added.items() if int(i) >= pieces]
     if beyond:
         raise ValueError(f"{folder}: {special_tokens.CONFIG} adds {beyond[0]!r} to {MODEL}, which does not hold it. {REMEDY}.")

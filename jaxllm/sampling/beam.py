@@ -20,7 +20,7 @@ class Beams(NamedTuple):
 
 
 class _Search(NamedTuple):
-    index: jax.Array  # int32 [], steps so far
+    steps: jax.Array  # int32 [], so far
     cache: Any  # of B * W rows
     last: jax.Array  # int32 [B, W]
     tokens: jax.Array  # int32 [B, W, max_new_tokens]
@@ -79,19 +79,19 @@ def beam_search(
         log_probs = jnp.where(jnp.arange(V) < ids, log_probs, WORST).reshape(B, W, V)
         scores, choice = jax.lax.top_k((at.log_probs[:, :, None] + log_probs).reshape(B, -1), 2 * W)
         beam, token = choice // V, (choice % V).astype(jnp.int32)
-        longer = jnp.take_along_axis(at.tokens, beam[:, :, None], axis=1).at[:, :, at.index].set(token)
-        ends = jnp.isin(token, jnp.array(stop_ids, jnp.int32)) | (at.index + 1 == max_new_tokens)
-        kept = _best(at.done, longer, at.index + 1, jnp.where(ends, _score(scores, at.index + 1, length_penalty), WORST))
+        longer = jnp.take_along_axis(at.tokens, beam[:, :, None], axis=1).at[:, :, at.steps].set(token)
+        ends = jnp.isin(token, jnp.array(stop_ids, jnp.int32)) | (at.steps + 1 == max_new_tokens)
+        kept = _best(at.done, longer, at.steps + 1, jnp.where(ends, _score(scores, at.steps + 1, length_penalty), WORST))
         scores, place = jax.lax.top_k(jnp.where(ends, WORST, scores), W)
         pick = lambda x: jnp.take_along_axis(x, place.reshape(B, W, *(1,) * (x.ndim - 2)), axis=1)  # noqa: E731
         rows = jnp.arange(B)[:, None] * W + pick(beam)
-        return _Search(at.index + 1, caches.reordered(cache, rows.reshape(-1)), pick(token), pick(longer), scores, kept)
+        return _Search(at.steps + 1, caches.reordered(cache, rows.reshape(-1)), pick(token), pick(longer), scores, kept)
 
     def open_(at: _Search) -> jax.Array:
         """Whether some beam could still end better: its log-probability can only fall, its length only grow."""
-        longest = jnp.where(length_penalty > 0, max_new_tokens, at.index + 1)
+        longest = jnp.where(length_penalty > 0, max_new_tokens, at.steps + 1)
         hope = _score(jnp.max(at.log_probs, axis=1), longest, length_penalty)
-        return (at.index < max_new_tokens) & jnp.any(hope > jnp.min(at.done.scores, axis=1))
+        return (at.steps < max_new_tokens) & jnp.any(hope > jnp.min(at.done.scores, axis=1))
 
     return jax.lax.while_loop(open_, step, start).done
 

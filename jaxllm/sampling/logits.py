@@ -59,7 +59,8 @@ def filter_logits(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0
     Returns:
       [..., V] float32: normalised log-probabilities, -inf where a token was filtered out.
     """
-    logits = logits.astype(jnp.float32) / temperature
+    logits = logits.astype(jnp.float32)
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / max(temperature, 1e-30)  # the likeliest is 0, and stays it
     if 0 < top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, top_k)[0][..., -1:]
         logits = jnp.where(logits >= smallest, logits, -jnp.inf)

@@ -60,7 +60,7 @@ def generate(
     keys = [row_keys(jax.random.fold_in(rng, purpose), rows) for purpose in (PROPOSE, ACCEPT, REDRAW)]
     room = max_new_tokens + k + 1  # a pass may write past the end; that is cut off below
     empty = jnp.zeros((batch, room))
-    out = Generated(empty.astype(jnp.int32), empty, empty, jnp.zeros(batch, jnp.int32))
+    out: Any = Generated(empty.astype(jnp.int32), empty, empty, jnp.zeros(batch, jnp.int32))
 
     def propose(carry, _):
         cache, token, alive = carry
@@ -70,7 +70,7 @@ def generate(
         return (cache, token, alive), (token, q)
 
     def body(carry):
-        cache, draft_cache, last, alive, out, passes = carry
+        cache, draft_cache, last, alive, passes, out = carry
         begin = cache.lengths
         # One proposal more than is used, so that the draft's cache holds every token that may be accepted.
         (draft_cache, _, _), (proposed, q) = jax.lax.scan(propose, (draft_cache, last, alive), None, length=k + 1)
@@ -96,12 +96,14 @@ def generate(
         last = jnp.where(alive, jnp.take_along_axis(new, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0], last)
         cache, draft_cache = (c._replace(lengths=begin + count) for c in (cache, draft_cache))  # what was not accepted is forgotten
         still = alive & ~stops.any(axis=1) & (written < max_new_tokens)
-        return cache, draft_cache, last, still, out, passes + alive
+        return cache, draft_cache, last, still, passes + alive, out
 
-    start = (*caches, last, jnp.ones(batch, bool), out, jnp.zeros(batch, jnp.int32))
-    *_, out, passes = jax.lax.while_loop(lambda carry: carry[3].any(), body, start)
+    start = (*caches, last, jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32), out)
+    ended: Any = jax.lax.while_loop(lambda carry: carry[3].any(), body, start)
+    passes, out = ended[4:]
     cut = lambda table: jnp.where(jnp.arange(max_new_tokens) < out.lengths[:, None], table[:, :max_new_tokens], 0)  # noqa: E731
-    return Generated(*(cut(table) for table in out[:3]), jnp.minimum(out.lengths, max_new_tokens)), passes
+    tokens, log_probs, filtered = (cut(table) for table in out[:3])
+    return Generated(tokens, log_probs, filtered, jnp.minimum(out.lengths, max_new_tokens)), passes
 
 
 def _check(model: Model, draft: Model, num_draft: int, sampling: Sampling) -> None:

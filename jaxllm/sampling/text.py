@@ -12,7 +12,7 @@ from jaxllm.models.model import Model
 from jaxllm.sampling.engine import Ends, Engine, Request
 from jaxllm.sampling.logits import Sampling
 
-MANY = 1 << 16  # samples of one prompt at most: each (prompt, sample) has a row id of its own
+MANY = 1 << 10  # samples of one prompt at most: each (prompt, sample) has a row id of its own
 LONG_PROMPT = ("refuse", "window")
 
 
@@ -48,12 +48,10 @@ def stop_ids(tokenizer: Tokenizer, stop_tokens: Sequence[str]) -> tuple[int, ...
     """
     found = list(tokenizer.stop_ids)
     for word in stop_tokens:
-        ids = tokenizer.encode(word)
-        if len(ids) != 1:
-            raise ValueError(
-                f"sample.stop_tokens: {word!r} is {len(ids)} tokens of this tokenizer, not one. Name it in sample.stop instead."
-            )
-        found.append(int(ids[0]))
+        named, ids = tokenizer.token_id(word), tokenizer.encode(word)
+        if named is None and (len(ids) != 1 or tokenizer.decode(ids) != word):
+            raise ValueError(f"sample.stop_tokens: {word!r} is not one token of this tokenizer. Name it in sample.stop instead.")
+        found.append(int(ids[0]) if named is None else named)
     return tuple(dict.fromkeys(found))
 
 
@@ -103,29 +101,36 @@ class Texts:
         self.sampling = Sampling(**fields, stop_ids=stop_ids(tokenizer, stop_tokens), num_ids=tokenizer.vocab_size)
         self.model, self.slots, self.block = model, slots, block
         self.engine: Engine | None = None
+        self._last: list[np.ndarray] = []  # the last token of each prompt
         self.margin = max(map(len, stop), default=0)  # characters that may yet turn out to begin a stop string
         self.cut = 0  # prompts of which only the last tokens were used
 
-    def encode(self, prompt: str) -> np.ndarray:
-        """The prompt's tokens, int32 [n].
+    @property
+    def room(self) -> int:
+        """How many tokens a prompt may have."""
+        return self.length - self.max_new_tokens
+
+    def encode(self, prompt: str | np.ndarray) -> np.ndarray:
+        """The prompt's tokens, int32 [n]; ids stay as they are given.
 
         Raises:
           ValueError: it is empty, or does not fit.
         """
-        ids, room = encode_prompt(self.tokenizer, prompt), self.length - self.max_new_tokens
+        ids, room = encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else prompt, self.room
         if len(ids) <= room:
             return ids
         if self.long_prompt == "refuse":
+            fewer = f" set sample.max_new_tokens to at most {self.length - len(ids)}," if len(ids) < self.length else ""
             raise ValueError(
                 f"A prompt of {len(ids)} tokens and max_new_tokens={self.max_new_tokens} exceed the model's context of {self.length}."
-                f" Shorten the prompt, set sample.max_new_tokens to at most {max(0, self.length - len(ids))},"
-                " or use its last tokens alone with sample.long_prompt=window."
+                f" Shorten the prompt,{fewer} or use its last tokens alone with sample.long_prompt=window."
             )
         self.cut += 1
-        return ids[-room:]
+        start = int(self.tokenizer.bos_id is not None and room > 1)  # a text goes on beginning as texts do
+        return np.concatenate([ids[:start], ids[len(ids) - room + start :]])
 
     def samples(
-        self, params: Any, prompts: Sequence[str], *, seed: int, num_samples: int = 1, skip: int = 0, look: Ends | None = None
+        self, params: Any, prompts: Sequence[str | np.ndarray], *, seed: int, num_samples: int = 1, skip: int = 0, look: Ends | None = None
     ) -> Iterator[Sample]:
         """Yields every sample of every prompt, in order; a draw depends on (seed, prompt number, sample number, position) alone.
 
@@ -142,9 +147,13 @@ class Texts:
         """
         if not 1 <= num_samples <= MANY:
             raise ValueError(f"sample.num_samples={num_samples} must be at least 1 and at most {MANY}.")
+        if len(prompts) > 2**31 // MANY:
+            raise ValueError(f"{len(prompts):,} prompts are more than the {2**31 // MANY:,} of one run. Split them.")
         ids = [self.encode(prompt) for prompt in prompts]
         if not ids:
             return
+        self._last = [own[-1:] for own in ids]
+        said = [prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in prompts]
         longest = max(map(len, ids)) + self.max_new_tokens
         if self.engine is None or self.engine.length < longest:
             length = min(self.length, 1 << (longest - 1).bit_length())
@@ -158,25 +167,30 @@ class Texts:
         for done in self.engine.run(params, requests, key, look or (self.ends if self.stop else None)):
             p, s = divmod(done.id, MANY)
             mean = float(np.mean(done.log_probs)) if done.log_probs else 0.0
-            early[done.id] = Sample(prompts[p], s, self.text(done.tokens), done.tokens, mean, done.stopped)
+            early[done.id] = Sample(said[p], s, self.text(done.tokens, done.id), done.tokens, mean, done.stopped)
             while at < len(order) and order[at] in early:
                 yield early.pop(order[at])
                 at += 1
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens say, without a stop token or a stop string at the end."""
-        tokens = list(tokens[:-1]) if tokens and tokens[-1] in self.sampling.stop_ids else list(tokens)
-        text = self.tokenizer.decode(tokens)
+    def text(self, tokens: Sequence[int], id: int) -> str:
+        """What the tokens of a row say after its prompt, without a stop token or a stop string at the end."""
+        text = self._decoded(tokens[:-1] if tokens and tokens[-1] in self.sampling.stop_ids else tokens, id)
         found = [text.index(stop) for stop in self.stop if stop in text]
         return text[: min(found)] if found else text
 
     def ends(self, id: int, tokens: Sequence[int]) -> int | None:
         """How many tokens hold the first stop string, if one is there."""
-        if not any(stop in self.tokenizer.decode(tokens) for stop in self.stop):
+        if not any(stop in self._decoded(tokens, id) for stop in self.stop):
             return None
         low, high = 1, len(tokens)  # the fewest tokens whose text holds one
         while low < high:
             middle = (low + high) // 2
-            holds = any(stop in self.tokenizer.decode(tokens[:middle]) for stop in self.stop)
+            holds = any(stop in self._decoded(tokens[:middle], id) for stop in self.stop)
             low, high = (low, middle) if holds else (middle + 1, high)
         return high
+
+    def _decoded(self, tokens: Sequence[int], id: int) -> str:
+        """The text of tokens that follow a prompt: some tokenizers drop a space from the beginning of a text, which this is not."""
+        before = self._last[id // MANY].tolist()
+        head, whole = self.tokenizer.decode(before), self.tokenizer.decode([*before, *tokens])
+        return whole[len(head) :] if head and whole.startswith(head) else self.tokenizer.decode(tokens)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from jaxllm.data.tokenizers import Tokenizer
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.sampling.text import Texts
+from jaxllm.sampling.text import Texts, encode_prompt
 from jaxllm.stages import workdir
 from jaxllm.stages.sample import open_texts, start
 
@@ -31,8 +32,8 @@ def chat_template(folder: str) -> str | None:
         if found is None and (place / name).exists():
             found = json.loads((place / name).read_text()).get("chat_template")
     if isinstance(found, list):  # several by name
-        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
-    return found
+        found = next((entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
 
 
 def renderer(template: str | None, tokenizer: Tokenizer) -> Callable[[Messages], str]:
@@ -49,31 +50,41 @@ def renderer(template: str | None, tokenizer: Tokenizer) -> Callable[[Messages],
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
+    extensions = ["jinja2.ext.loopcontrols"]  # as transformers renders templates
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
     try:
-        compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-    except jinja2.TemplateError as error:
+        compiled = environment.from_string(template)
+    except (jinja2.TemplateError, RecursionError) as error:
         raise ValueError(f"The model's chat template is no Jinja template: {error}. Talk to it without one: --plain.") from None
-    spelled = {
-        f"{role}_token": tokenizer.decode([id]) if id is not None else ""
-        for role, id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
-    }
+    spelled = {"bos_token": tokenizer.token_name(tokenizer.bos_id), "eos_token": tokenizer.token_name(tokenizer.eos_id)}
 
     def render(messages: Messages) -> str:
         try:
             return compiled.render(messages=messages, add_generation_prompt=True, raise_exception=refuse, **spelled)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # it is somebody else's program
             raise ValueError(f"The model's chat template refuses this conversation: {error}.") from None
 
     return render
 
 
-def answer(texts: Texts, params: Any, prompt: str, seed: int, show: Callable[[str], None]) -> str:
+def encoded(texts: Texts, render: Callable[[Messages], str], messages: Messages, template: bool) -> tuple[np.ndarray, Messages]:
+    """The prompt's tokens, and the messages in it: where they are too long, without the oldest turns."""
+    while True:
+        text = render(messages)
+        ids = texts.tokenizer.encode_template(text) if template else encode_prompt(texts.tokenizer, text)
+        if len(ids) <= texts.room or len(messages) < 3:
+            return ids, messages
+        messages = messages[2:]
+
+
+def answer(texts: Texts, params: Any, prompt: np.ndarray, seed: int, show: Callable[[str], None]) -> str:
     """One answer; what is new of it is shown after every block of tokens."""
     shown = 0
 
     def look(id: int, tokens: Sequence[int]) -> int | None:
         nonlocal shown
-        text, keep = texts.text(tokens), texts.ends(id, tokens)
+        text, keep = texts.text(tokens, id), texts.ends(id, tokens)
         ready = text if keep is not None else text[: max(shown, len(text) - texts.margin)]
         ready = ready.rstrip("\ufffd")  # half a character
         show(ready[shown:])
@@ -103,11 +114,12 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
                 messages = []
                 continue
             messages.append({"role": "user", "content": line})
-            before = texts.cut
-            text = answer(texts, params, render(messages), config.seed + turn, lambda new: print(new, end="", flush=True))
+            before = texts.cut, len(messages)
+            ids, messages = encoded(texts, render, messages, template is not None)
+            text = answer(texts, params, ids, config.seed + turn, lambda new: print(new, end="", flush=True))
             print()
-            if texts.cut > before:
-                print("(The conversation is longer than the context: only its end was read. /reset begins anew.)", file=sys.stderr)
+            if (texts.cut, len(messages)) != before:
+                print("(The conversation is longer than the context: its oldest part was left out.)", file=sys.stderr)
             messages.append({"role": "assistant", "content": text.strip()})
             turn += 1
     hosts.finish()

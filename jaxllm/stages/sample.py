@@ -4,8 +4,9 @@ import dataclasses
 import itertools
 import json
 import sys
+import zlib
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def _prompt(line: str) -> str:
     """A line as it stands, or the "prompt" of a JSON object that has one: code may begin with a brace too."""
     try:
         found = json.loads(line)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return line
     return found["prompt"] if isinstance(found, dict) and isinstance(found.get("prompt"), str) else line
 
@@ -83,6 +84,9 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     if args.best_of is not None and args.best_of < 1:
         raise ValueError(f"--best-of {args.best_of} keeps the best of nothing. Give at least 1.")
     config = start(args, overrides)
+    if args.best_of and config.sample.num_samples != 1:
+        given = f"sample.num_samples={config.sample.num_samples}"
+        raise ValueError(f"--best-of {args.best_of} keeps one sample of each prompt: leave out {given}.")
     if config.sample.slots < 1:
         raise ValueError(f"sample.slots={config.sample.slots} decodes nothing. Give at least 1.")
     output = args.output or str(epath.Path(args.workdir) / "samples.jsonl")
@@ -91,11 +95,12 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
         texts, params, step = open_texts(args, config, mesh)
         each = args.best_of or config.sample.num_samples
         kept = 1 if args.best_of else each
-        done = made_before(output, prompts, kept, step) if args.resume else 0
+        how = settings(config, args)
+        done = made_before(output, prompts, kept, how | {"step": step}) if args.resume else 0
         samples = texts.samples(params, prompts, seed=config.seed, num_samples=each, skip=done // kept * each + done % kept)
         if args.best_of:
             samples = best(samples, args.rank_by)
-        write(samples, step, output, total=len(prompts) * kept, done=done)
+        write(samples, how | {"step": step}, output, total=len(prompts) * kept, done=done)
     if texts.cut and hosts.is_first():
         print(f"{texts.cut} prompts were longer than the context; only their last tokens were used.", file=sys.stderr)
     hosts.finish()
@@ -113,8 +118,21 @@ def best(samples: Iterable[Sample], rank_by: str) -> Iterator[Sample]:
             group.append(sample)
 
 
-def made_before(output: str, prompts: Sequence[str], each: int, step: int) -> int:
+def settings(config: ConfigDict, args: Namespace) -> dict[str, Any]:
+    """What a line says of how it was made: the seed, and a checksum of everything else that decides its tokens."""
+    section = {name: value for name, value in config.sample.to_dict().items() if name != "slots"}
+    said = json.dumps([section, args.best_of, args.rank_by if args.best_of else None], sort_keys=True)
+    return {"seed": config.seed, "settings": f"{zlib.crc32(said.encode()):08x}"}
+
+
+def made_before(output: str, prompts: Sequence[str], each: int, how: Mapping[str, Any]) -> int:
     """How many samples of this very command are in the output; a last line that was cut off is taken away.
+
+    Args:
+      output: the file.
+      prompts: of the command.
+      each: samples for each of them.
+      how: what every line says of how it was made.
 
     Raises:
       ValueError: the file holds something else.
@@ -124,12 +142,17 @@ def made_before(output: str, prompts: Sequence[str], each: int, step: int) -> in
         return 0
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
-    lines = [json.loads(line) for line in whole.splitlines()]
+    lines = whole.split("\n")[:-1]  # not splitlines: a text may hold other line ends
     for at, line in enumerate(lines):
-        expected = (step, prompts[at // each]) if at < len(prompts) * each else None
-        if expected != (line.get("step"), line.get("prompt")):
+        expected = {**how, "prompt": prompts[at // each]} if at < len(prompts) * each else {"prompt": None}
+        expected |= {"number": at % each} if each > 1 else {}
+        try:
+            found = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or any(found.get(name, "") != value for name, value in expected.items()):
             raise ValueError(
-                f"--resume: line {at + 1} of {output} is not of this command (another prompt or another step of the model)."
+                f"--resume: line {at + 1} of {output} is not of this command (another prompt, seed, setting or step of the model)."
                 " Give another --output, or leave out --resume to append."
             )
     if whole != text:
@@ -137,7 +160,7 @@ def made_before(output: str, prompts: Sequence[str], each: int, step: int) -> in
     return len(lines)
 
 
-def write(samples: Iterable[Sample], step: int, output: str, total: int, done: int = 0) -> None:
+def write(samples: Iterable[Sample], how: Mapping[str, Any], output: str, total: int, done: int = 0) -> None:
     """Prints each sample as it comes and appends it to a JSON-lines file; a progress bar where the samples are not on the terminal."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -151,7 +174,7 @@ def write(samples: Iterable[Sample], step: int, output: str, total: int, done: i
             if not hosts.is_first():
                 continue
             print(f"{sample.prompt}\033[1m{sample.text}\033[0m\n" if shown else f"{sample.prompt}{sample.text}\n", flush=True)
-            line = json.dumps({"step": step, **sample._asdict()}, ensure_ascii=False) + "\n"
+            line = json.dumps({**how, **sample._asdict()}, ensure_ascii=False) + "\n"
             if "://" in output:
                 path = epath.Path(output)
                 path.write_text((path.read_text() if path.exists() else "") + line)

@@ -92,6 +92,8 @@ def test_nothing_is_compiled_again_as_requests_come_and_go(params):
     [
         (Request(np.zeros(0, np.int32), (0,), 4), "An empty prompt"),
         (Request(np.ones(50, np.int32), (0,), 4), "at most 2 new tokens"),
+        (Request(np.ones(3, np.int32), (), 4), "Give at least one id"),
+        (Request(np.array([1, 64], np.int32), (0,), 4), "the model has 0 to 63"),
     ],
 )
 def test_what_does_not_fit_is_refused(request_, says, params):
@@ -110,3 +112,9 @@ def test_eight_devices_sample_what_one_does(params, one_by_one):
     assert found == {id: tokens for id, (tokens, *_) in one_by_one.items()}
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"multiples of replica\*fsdp=4"):
         Engine(MODEL, SAMPLING, slots=3, length=52)
+
+
+def test_weights_that_are_no_numbers_are_told(params):
+    broken = params | {"final_norm": {"scale": params["final_norm"]["scale"] * np.nan}}
+    with pytest.raises(ValueError, match="a log-probability that is no number"):
+        list(Engine(MODEL, SAMPLING, slots=3, length=52).run(broken, requests()[:2], RNG))

@@ -3,13 +3,15 @@
 import io
 import json
 
-import jinja2
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
 
 from jaxllm.__main__ import main
-from jaxllm.data.tokenizers import ByteTokenizer
+from jaxllm.data.tokenizers import ByteTokenizer, JsonTokenizer
+from jaxllm.sampling.text import stop_ids
 from jaxllm.stages.chat import chat_template, renderer
 
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 SHORT = ("--config.sample.max_new_tokens=6",)
 CONFIG = """
 def get_config():
@@ -49,6 +51,10 @@ def test_a_file_that_was_cut_off_is_finished(stage, trained, tmp_path, capsys):
     capsys.readouterr()
     assert stage(*words, "--prompt", "zero", "--output", tmp_path / "cut.jsonl", "--resume") == 2
     assert "line 1 of" in capsys.readouterr().err and (tmp_path / "cut.jsonl").read_text() == text
+    for other in ("--config.sample.temperature=0.3", "--config.seed=9", "--config.sample.num_samples=2"):
+        assert stage(*words, other, "--output", tmp_path / "cut.jsonl", "--resume") == 2
+    (tmp_path / "cut.jsonl").write_text("[1]\n")
+    assert stage(*words, "--output", tmp_path / "cut.jsonl", "--resume") == 2
 
 
 def test_the_best_of_several_is_kept(stage, trained, tmp_path):
@@ -66,9 +72,10 @@ def test_the_best_of_several_is_kept(stage, trained, tmp_path):
     [
         (["--rank-by", "reward"], "Unknown --rank-by 'reward'. Choose one of: mean_log_prob"),
         (["--best-of", "0"], "--best-of 0 keeps the best of nothing"),
+        (["--best-of", "3", "--config.sample.num_samples=2"], "leave out sample.num_samples=2"),
         (["--config.sample.slots=0"], "sample.slots=0"),
         (["--config.sample.long_prompt=cut"], "Choose one of: refuse, window"),
-        (["--config.sample.stop_tokens=['ab']"], "'ab' is 2 tokens of this tokenizer"),
+        (["--config.sample.stop_tokens=['ab']"], "'ab' is not one token of this tokenizer"),
     ],
 )
 def test_a_mistake_is_one_line(words, sentence, stage, trained, capsys):
@@ -97,7 +104,10 @@ def test_templates_of_others_are_rendered_in_a_sandbox(tmp_path):
         renderer("{{ raise_exception('roles must alternate') }}", ByteTokenizer())(messages)
     with pytest.raises(ValueError, match="no Jinja template"):
         renderer("{% for %}", ByteTokenizer())
-    with pytest.raises((ValueError, jinja2.exceptions.SecurityError)):
+    for broken in ("{{ 1/0 }}", "{{ messages[0].content + 1 }}"):
+        with pytest.raises(ValueError, match="refuses this conversation"):
+            renderer(broken, ByteTokenizer())(messages)
+    with pytest.raises(ValueError, match="refuses this conversation"):
         renderer("{{ ''.__class__.__mro__[1].__subclasses__() }}", ByteTokenizer())(messages)
     assert chat_template(str(tmp_path)) is None
     folder = tmp_path / "huggingface"
@@ -106,3 +116,21 @@ def test_templates_of_others_are_rendered_in_a_sandbox(tmp_path):
     assert chat_template(str(tmp_path)) == "a"
     (folder / "chat_template.jinja").write_text("b")
     assert chat_template(str(tmp_path)) == "b"
+
+
+def test_what_a_template_writes_becomes_special_tokens_and_user_text_in_files_does_not():
+    """A tokenizer of bytes with two special tokens, as those of chats have."""
+    special = [{"id": 256 + i, "content": name, "special": True} | FLAGS for i, name in enumerate(("<|end|>", "<|user|>"))]
+    symbols = sorted(ByteLevel.alphabet())
+    model = {"type": "BPE", "vocab": {symbol: i for i, symbol in enumerate(symbols)}, "merges": []}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    file = {"version": "1.0", "added_tokens": special, "pre_tokenizer": level, "decoder": level, "model": model}
+    tokenizer = JsonTokenizer(json.dumps(file), eos="<|end|>")
+    render = renderer("{% for m in messages %}<|user|>{{ m.content }}{{ eos_token }}{% endfor %}", tokenizer)
+    text = render([{"role": "user", "content": "hi"}])
+    assert text == "<|user|>hi<|end|>"
+    ids = tokenizer.encode_template(text)
+    assert (ids[0], ids[-1], len(ids)) == (257, 256, 4) and len(tokenizer.encode(text)) == len(text)
+    assert stop_ids(tokenizer, ["<|user|>"]) == (256, 257)
+    with pytest.raises(ValueError, match="not one token"):
+        stop_ids(tokenizer, ["<|nobody|>"])
