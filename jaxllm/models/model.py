@@ -178,7 +178,10 @@ class Model:
         B, T = tokens.shape
         length = caches.capacity(self.config, cache, 1 if fresh else T)
         if length is not None and length < T:
-            raise ValueError(f"{T} tokens do not fit into a cache of length {length}. Give `init_cache` at least prompt + new tokens.")
+            raise ValueError(
+                f"{T} tokens do not fit into a cache of length {length}. Give `init_cache` at least prompt + new tokens, and as `chunk` how"
+                " many of a row come at a time; or say fresh=True of an empty cache."
+            )
         if kind == "bidirectional":
             raise ValueError(
                 "kind='bidirectional' cannot be decoded: earlier tokens would have to see later ones. Choose causal or prefix."

@@ -39,11 +39,12 @@ def logits(model, params, tokens, **more):
 
 def decoded(model, params, tokens, padding):
     """Logits of a prefill and then of single tokens, through the cache; the second row lacks its first tokens, which are padding."""
+    first = jax.jit(lambda p, t, c, n: model.decode(p, t, c, counts=n, fresh=True))
     step = jax.jit(lambda p, t, c, n: model.decode(p, t, c, counts=n))
     cache, counts, prompts = model.init_cache(*tokens.shape), np.array([PROMPT, PROMPT - padding], np.int32), tokens[:, :PROMPT].copy()
     prompts[1] = np.roll(prompts[1], -padding)
     with jax.default_matmul_precision("highest"):
-        hidden, cache = step(params, prompts, cache, counts)
+        hidden, cache = first(params, prompts, cache, counts)
         found = [np.stack([np.roll(row, shift, axis=0) for row, shift in zip(model.logits(params, hidden), (0, padding), strict=True)])]
         for i in range(PROMPT, tokens.shape[1]):
             hidden, cache = step(params, tokens[:, i : i + 1], cache, np.ones(2, np.int32))
