@@ -5,11 +5,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxllm.data import pieces
 from jaxllm.data.special_tokens import Special
 
 SPACE = "▁"  # how sentencepiece writes a space
@@ -50,6 +52,15 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of several texts."""
+        ...
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        """Rows of texts and special tokens (by id), each encoded as one; names of special tokens within a text are ordinary text.
+
+        Returns:
+          of each row the ids, int32 [n], and for each of its pieces the first token and the one past the last, int32 [P, 2]; a token that
+          lies across two texts is in both.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -107,6 +118,9 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        return pieces.encode_rows(rows, self.encode, self.token_bytes(), prefix=False)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return bytes(i for i in map(int, ids) if i < 256)
@@ -184,6 +198,9 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        return pieces.encode_rows(rows, self.encode, self.token_bytes(), prefix=self._dummy_prefix)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._bytes[i] for i in map(int, ids) if i < self.vocab_size)
@@ -290,6 +307,26 @@ class JsonTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    @cached_property
+    def _guarded(self) -> tuple[Any, dict[int, str]]:
+        """The library's tokenizer, its special tokens guarded, and how each id that a template may place is spelled for it."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {i for i, token in added.items() if token.special} | {i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None}
+        names = {i: self._tokenizer.id_to_token(i) for i in {*added, *special}}
+        library = parsed(pieces.guarded(self._text, special, names))
+        library.no_padding()
+        library.no_truncation()
+        spelled = {i: pieces.GUARD + name if i in special else name for i, name in names.items()}
+        assert all(library.token_to_id(name) == i for i, name in spelled.items()), spelled
+        return library, spelled
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        library, spelled = self._guarded
+        texts = [[piece if isinstance(piece, str) else spelled[piece] for piece in row] for row in rows]
+        found = library.encode_batch(["".join(text) for text in texts], add_special_tokens=False)
+        sizes = ([len(piece) for piece in text] for text in texts)
+        return [(np.asarray(e.ids, np.int32), pieces.library_spans(e, own)) for e, own in zip(found, sizes, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
