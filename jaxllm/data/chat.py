@@ -100,6 +100,7 @@ class Template:
       render: (dialogue, which messages are trained on, whether an assistant's header follows) -> its parts.
       end: the special token that ends an assistant's turn (a stop token when sampling), or the text where it is none.
       tokens: names of the special tokens that the vocabulary must have.
+      markers: names that are special tokens in some vocabularies and plain text in others.
       follows: role -> roles that may come after it ("": first); None: any order.
       names: whether participants of any name may speak.
       tools: whether it has a form for tool calls and results.
@@ -110,6 +111,7 @@ class Template:
     render: Render
     end: str = EOS
     tokens: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
     follows: Mapping[str, tuple[str, ...]] | None = None
     names: bool = False
     tools: bool = False
@@ -181,18 +183,24 @@ def _trouble(dialogue: Dialogue, template: Template, i: int, before: str) -> str
     return None
 
 
-def token_ids(template: Template, tokenizer: Tokenizer) -> dict[str, int | None]:
-    """The ids of the special tokens that a template places.
+Spelled = Mapping[str, int | str | None]
+
+
+def spelled(template: Template, tokenizer: Tokenizer) -> Spelled:
+    """The ids of the special tokens that a template places; a marker that the vocabulary does not have is text, and BOS may be nothing.
 
     Raises:
       ValueError: the names that the vocabulary does not have.
     """
-    found: dict[str, int | None] = {name: _token_id(tokenizer, name) for name in template.tokens}
+    found: dict[str, int | str | None] = {name: _token_id(tokenizer, name) for name in template.tokens}
     if missing := [name for name, id in found.items() if id is None]:
         raise ValueError(
             f"The tokenizer has no {', '.join(missing)}, which template {template.name!r} needs."
             " Choose a template whose markers it has, or 'plain', which needs none."
         )
+    for name in template.markers:
+        id = tokenizer.token_id(name)
+        found[name] = name if id is None else id
     return found | {BOS: tokenizer.bos_id, EOS: tokenizer.eos_id}
 
 
@@ -205,7 +213,7 @@ def _token_id(tokenizer: Tokenizer, name: str) -> int | None:
     return id
 
 
-def _pieces(parts: Sequence[Part], ids: Mapping[str, int | None]) -> tuple[list[Part], list[str | int]]:
+def _pieces(parts: Sequence[Part], ids: Spelled) -> tuple[list[Part], list[str | int]]:
     """The parts that are there, and what the tokenizer gets of each."""
     named = [(part, ids[part.text] if part.token else part.text) for part in parts]
     there = [(part, piece) for part, piece in named if piece is not None and piece != ""]
@@ -229,7 +237,7 @@ def encode_batch(
     Raises:
       ValueError: an unknown loss rule, or special tokens that the vocabulary lacks.
     """
-    ids = token_ids(template, tokenizer)
+    ids = spelled(template, tokenizer)
     found: list[Encoded | WrongDialogue | None] = []
     rows = []
     for dialogue in dialogues:
@@ -274,6 +282,16 @@ def _weighed(
     return Encoded(ids, targets, turns, tuple(message.role for message in dialogue.messages))
 
 
+def each_answer(dialogue: Dialogue) -> list[Dialogue]:
+    """A dialogue for every answer in it that may be trained on, cut off behind it, that answer alone trained on.
+
+    What templates that rewrite earlier turns need.
+    """
+    before = tuple(message._replace(weight=0.0) for message in dialogue.messages)
+    ends = [i for i, message in enumerate(dialogue.messages) if message.role == ASSISTANT and message.weight != 0]
+    return [dialogue._replace(messages=(*before[:i], dialogue.messages[i])) for i in ends]
+
+
 def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) -> np.ndarray:
     """A dialogue as it is asked: with the header of the assistant's answer at its end, int32 [n].
 
@@ -284,4 +302,4 @@ def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) 
     answered = dialogue._replace(messages=(*dialogue.messages, Message(ASSISTANT, "...")))
     check(answered, template, message_weights(answered, "last"))
     parts = template.render(dialogue, [], True)
-    return tokenizer.encode_pieces([_pieces(parts, token_ids(template, tokenizer))[1]])[0][0]
+    return tokenizer.encode_pieces([_pieces(parts, spelled(template, tokenizer))[1]])[0][0]
