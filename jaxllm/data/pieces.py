@@ -1,7 +1,7 @@
 """Texts and special tokens in a row, encoded as one: which tokens each of them became, where a token lies across two as well."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,21 +91,18 @@ def _agreed(head: np.ndarray, whole: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else size
 
 
-def guarded(text: str, ids: Iterable[int], names: dict[int, str]) -> str:
+def guarded(text: str, special: Mapping[int, str]) -> str:
     """A tokenizer.json whose special tokens have names that no text spells; every id stays.
 
     Args:
       text: the content of tokenizer.json.
-      ids: of the special tokens.
-      names: of all ids.
+      special: the special tokens, name by id.
     """
     said = json.loads(text)
-    renamed = {names[i]: GUARD + names[i] for i in ids}
-    added = {token["content"]: token for token in said["added_tokens"]}
-    fresh = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    for i in sorted(ids):
-        if names[i] not in added:
-            said["added_tokens"].append({"id": i, "content": names[i], **fresh})
+    renamed = {name: GUARD + name for name in special.values()}
+    added = {token["content"] for token in said["added_tokens"]}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    said["added_tokens"] += [{"id": i, "content": name, **flags} for i, name in sorted(special.items()) if name not in added]
     for token in said["added_tokens"]:
         if token["content"] in renamed:
             token.update(content=renamed[token["content"]], special=True)

@@ -289,10 +289,12 @@ def _alpaca(dialogue: Dialogue, trained: Sequence[int], asks: bool) -> list[Part
 
 
 def _bare(dialogue: Dialogue, trained: Sequence[int], asks: bool) -> list[Part]:
-    """A prompt and its completion just as they are: for data that brings its own layout."""
-    parts = [Part(BOS, token=True)]
+    """A prompt and its completion as they are, for data that brings its own layout; a space between them where neither brings one."""
+    parts, before = [Part(BOS, token=True)], ""
     for i, message in enumerate(dialogue.messages):
-        parts += [Part(message.words, i, said=True)] + [Part(EOS, i, said=True, token=True)] * _answers(message)
+        apart = _answers(message) and before.rstrip() == before != "" and message.words.lstrip() == message.words
+        parts += [Part(" " * apart + message.words, i, said=True)] + [Part(EOS, i, said=True, token=True)] * _answers(message)
+        before = message.words
     return parts
 
 

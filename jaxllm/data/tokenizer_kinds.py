@@ -46,6 +46,10 @@ class Tokenizer(Protocol):
         """The name of a special token, "" for what has none."""
         ...
 
+    def special_tokens(self) -> dict[str, int]:
+        """The names and ids of all special tokens, which `encode` reads as ordinary text."""
+        ...
+
     def encode_template(self, text: str) -> np.ndarray:
         """The ids of what a chat template rendered: special tokens by their names, int32 [n]."""
         ...
@@ -112,6 +116,9 @@ class ByteTokenizer:
 
     def token_name(self, id: int | None) -> str:
         return ""
+
+    def special_tokens(self) -> dict[str, int]:
+        return {}
 
     def encode_template(self, text: str) -> np.ndarray:
         return self.encode(text)
@@ -189,6 +196,9 @@ class SentencePieceTokenizer:
 
     def token_name(self, id: int | None) -> str:
         return self._sp.id_to_piece(id) if id is not None and self._sp.is_control(id) else ""
+
+    def special_tokens(self) -> dict[str, int]:
+        return {self._sp.id_to_piece(i): i for i in range(self.vocab_size) if self._sp.is_control(i)}
 
     def encode_template(self, text: str) -> np.ndarray:
         names = [self._sp.id_to_piece(i) for i in range(self.vocab_size) if self._sp.is_control(i)]
@@ -298,6 +308,11 @@ class JsonTokenizer:
         token = None if id is None else self._tokenizer.get_added_tokens_decoder().get(id)
         return "" if token is None else token.content
 
+    def special_tokens(self) -> dict[str, int]:
+        marked = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        own = {i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None}
+        return {self._tokenizer.id_to_token(i): i for i in sorted(marked | own)}
+
     def encode_template(self, text: str) -> np.ndarray:
         self._tokenizer.encode_special_tokens = False
         try:
@@ -311,13 +326,12 @@ class JsonTokenizer:
     @cached_property
     def _guarded(self) -> tuple[Any, dict[int, str]]:
         """The library's tokenizer, its special tokens guarded, and how each id that a template may place is spelled for it."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        special = {i for i, token in added.items() if token.special} | {i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None}
-        names = {i: self._tokenizer.id_to_token(i) for i in {*added, *special}}
-        library = parsed(pieces.guarded(self._text, special, names))
+        special = {i: name for name, i in self.special_tokens().items()}
+        library = parsed(pieces.guarded(self._text, special))
         library.no_padding()
         library.no_truncation()
-        spelled = {i: pieces.GUARD + name if i in special else name for i, name in names.items()}
+        added = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()}
+        spelled = added | {i: pieces.GUARD + name for i, name in special.items()}
         assert all(library.token_to_id(name) == i for i, name in spelled.items()), spelled
         return library, spelled
 
