@@ -274,7 +274,7 @@ def _weighed(
     turns, targets = np.full(len(ids), -1, np.int16), np.zeros(len(ids), np.float32)
     for part, (first, stop) in sorted(zip(parts, spans.tolist(), strict=True), key=lambda pair: pair[0].said):  # what is said wins
         turns[first:stop] = part.turn
-        if part.said:
+        if part.said and part.turn >= 0:
             targets[first:stop] = weights[part.turn]
     targets[:1] = 0.0  # nothing comes before the first token
     if not targets.any():
