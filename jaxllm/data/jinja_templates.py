@@ -167,8 +167,8 @@ class _Rendered:
         return max(fitting)
 
     def _words_begin(self, i: int, until: str) -> int:
-        words = self.messages[i]["content"].strip()
-        begin = until.rfind(words) if words else -1
+        words = self.messages[i]["content"]
+        begin = until.rfind(words if words in until else words.strip())
         if begin < 0:
             raise WrongDialogue(self.dialogue, f"trains on message {i + 1}, whose words the chat template {self.name!r} does not show")
         return begin
