@@ -87,6 +87,7 @@ def test_turns_are_told_as_far_as_rendering_tells_them(tokenizer):
         ("{{ messages[0].content + 1 }}", "is refused"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "is refused"),
         ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
+        ("{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}", "trains on message 3, whose words the chat template"),
         ("{{ messages|length }} {{ messages[-1].content }}<|im_end|>", "writes otherwise once another follows"),
     ],
 )
