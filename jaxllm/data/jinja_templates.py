@@ -9,8 +9,7 @@ import jinja2
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from jaxllm.data.chat import ASSISTANT, EOS, Dialogue, Message, Part, Template, WrongDialogue
-from jaxllm.data.templates import as_json
+from jaxllm.data.dialogues import ASSISTANT, EOS, Dialogue, Message, Part, Template, WrongDialogue, as_json
 from jaxllm.data.tokenizer_kinds import Tokenizer
 
 BREAK = "\ue0f2"  # put into names of special tokens that a message spells: they are ordinary text

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxllm.data.chat import ASSISTANT, Dialogue, Message, Template, encode_prompt
+from jaxllm.data.chat import encode_prompt
+from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, Template
 from jaxllm.data.jinja_templates import jinja_template
 from jaxllm.data.templates import TEMPLATES
 from jaxllm.data.tokenizer_kinds import Tokenizer

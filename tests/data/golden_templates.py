@@ -1,6 +1,6 @@
 """What the published templates make of three dialogues, written by hand: what is trained on stands in ⟦ ⟧."""
 
-from jaxllm.data.chat import Dialogue, Message
+from jaxllm.data.dialogues import Dialogue, Message
 
 TALK = Dialogue(
     (

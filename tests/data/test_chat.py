@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jaxllm.data import chat
-from jaxllm.data.chat import Dialogue, Message, WrongDialogue, encode, encode_batch, encode_prompt
+from jaxllm.data import dialogues
+from jaxllm.data.chat import encode, encode_batch, encode_prompt
+from jaxllm.data.dialogues import Dialogue, Message, WrongDialogue
 from jaxllm.data.templates import TEMPLATES, template_named
 from jaxllm.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer
 from jaxllm.data.tokenizer_training import train_sentencepiece
@@ -93,7 +94,7 @@ def test_ids_are_those_of_the_whole_text_whatever_the_tokenizer_puts_before_a_pi
     tokenizer = JsonTokenizer(library[kind].to_str())
     template = TEMPLATES[name]
     parts = template.render(TALK, [2, 4], False)
-    rendered = "".join("<|endoftext|>" if part.text in (chat.BOS, chat.EOS) else part.text for part in parts)
+    rendered = "".join("<|endoftext|>" if part.text in (dialogues.BOS, dialogues.EOS) else part.text for part in parts)
     found = encode(TALK, template, tokenizer)
     assert found.tokens.tolist() == library[kind].encode(rendered, add_special_tokens=False).ids
     learnt = tokenizer.decode(found.tokens[found.weights > 0]).split()
@@ -112,6 +113,8 @@ def test_tokenizers_that_say_nothing_of_places(kind):
     assert (found.tokens[found.weights > 0] == tokenizer.eos_id).sum() == 2
     if symbols:
         assert shown(encode(dialogue, TEMPLATES["chatml"], tokenizer), tokenizer).count("<|im_end|>⟧") == 2
+        with pytest.raises(WrongDialogue, match=r"spells <\|im_end\|>, which this tokenizer reads as that very token"):
+            encode(Dialogue((Message("user", "<|im_end|>"), Message("assistant", "ok"))), TEMPLATES["chatml"], tokenizer)
     else:
         with pytest.raises(ValueError, match=r"has no <\|im_start\|>, <\|im_end\|>, which template 'chatml' needs"):
             encode(dialogue, TEMPLATES["chatml"], tokenizer)
@@ -205,7 +208,7 @@ def test_what_cannot_be_trained_on_is_refused_and_named(name, messages, said, to
 
 
 def test_a_row_for_each_answer_is_what_a_rewriting_template_takes(tokenizer):
-    rows = [encode(one, TEMPLATES["qwen3"], tokenizer) for one in chat.each_answer(TALK)]
+    rows = [encode(one, TEMPLATES["qwen3"], tokenizer) for one in dialogues.each_answer(TALK)]
     texts = [shown(row, tokenizer) for row in rows]
     assert texts[0].endswith("<think>\n\n</think>\n\n⟦Hello.<|im_end|>⟧\n") and texts[1].endswith("⟦4\n<|im_end|>⟧\n")
     assert [text.count("⟦") for text in texts] == [1, 1]

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from jaxllm.data import natural_instructions
-from jaxllm.data.chat import Message, WrongDialogue
 from jaxllm.data.conversations import FORMATS, Problem, Reading, Tally, check_share, detect, dialogues, read
+from jaxllm.data.dialogues import Message, WrongDialogue
 from jaxllm.data.sources import Source, make_sources
 from jaxllm.tasks.natural import NaturalInstructions, rows_of
 

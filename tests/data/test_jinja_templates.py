@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxllm.data.chat import LOSSES, Dialogue, Message, WrongDialogue, encode, encode_prompt
+from jaxllm.data.chat import encode, encode_prompt
+from jaxllm.data.dialogues import LOSSES, Dialogue, Message, WrongDialogue
 from jaxllm.data.jinja_templates import jinja_template
 from jaxllm.data.templates import TEMPLATES
 from jaxllm.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer

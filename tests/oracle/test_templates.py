@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxllm.data.chat import Dialogue, Message, encode, encode_prompt
+from jaxllm.data.chat import encode, encode_prompt
+from jaxllm.data.dialogues import Dialogue, Message
 from jaxllm.data.jinja_templates import as_dict, jinja_template
 from jaxllm.data.templates import TEMPLATES
 from jaxllm.data.tokenizer_kinds import JsonTokenizer

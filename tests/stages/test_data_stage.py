@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from jaxllm.__main__ import main
-from jaxllm.data.chat import Dialogue, Message, encode
+from jaxllm.data.chat import encode
+from jaxllm.data.dialogues import Dialogue, Message
 from jaxllm.data.pipeline import empty_row
 from jaxllm.data.templates import TEMPLATES
 from jaxllm.data.tokenizer_kinds import ByteTokenizer

@@ -6,7 +6,8 @@ import json
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from jaxllm.data.chat import Dialogue, Message, encode_prompt
+from jaxllm.data.chat import encode_prompt
+from jaxllm.data.dialogues import Dialogue, Message
 from jaxllm.data.jinja_templates import jinja_template
 from jaxllm.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer
 from jaxllm.sampling.text import stop_ids
