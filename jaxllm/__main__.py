@@ -106,6 +106,11 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first work directory)")
 
 
+def _run(parser: argparse.ArgumentParser) -> None:
+    _configured(parser)
+    parser.add_argument("--check", action="store_true", help="check every stage's config and print the commands; nothing runs")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default="demo", metavar="DIR", help="default: ./demo")
     parser.add_argument("--keep", action="store_true", help="go on with an earlier demo instead of starting afresh")
@@ -127,6 +132,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "convert": _convert,
     "plan": _plan,
     "report": _report,
+    "run": _run,
     "demo": _demo,
     "checkpoints": _checkpoints,
 }

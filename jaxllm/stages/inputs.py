@@ -4,30 +4,61 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from jaxllm.data.pipeline import EvalReader, Feed, Reader
-from jaxllm.data.prepared import open_prepared
+from jaxllm.data.prepared import Prepared, open_prepared
 from jaxllm.data.remote import is_remote
 from jaxllm.data.sources import make_sources
+from jaxllm.evaluation.perplexity import unigram
 from jaxllm.ops.attention import zigzag_order
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.rows import make_global, rows_needed
 from jaxllm.stages import workdir
 from jaxllm.stages.config import as_dict, resolve
 from jaxllm.stages.prepare import EVAL_FRACTION, prepare, settings_of
+from jaxllm.stages.recipe import EvalRows
 
+BASELINE_TOKENS = 2_000_000  # of each source, for the unigram baseline
 FILES = {"sentencepiece": "tokenizer.model", "tokenizer.json": "tokenizer.json"}  # what `Tokenizer.save` writes
 
 
-def data(config: ConfigDict) -> Any:
+class TextData:
+    """Token files as the data of a run: windows of a stream of documents. See `recipe.Data`."""
+
+    def __init__(self, prepared: Prepared):
+        self.prepared, self.tokenizer, self.folder = prepared, prepared.tokenizer, prepared.folder
+        self.content, self.train_content = prepared.content, prepared.train_content
+
+    def check(self, config: ConfigDict, workdir: str) -> None:
+        check_data(config, self.prepared, workdir)
+
+    def reader(self, config: ConfigDict) -> Reader:
+        return reader(config, self.prepared)
+
+    def eval_names(self) -> list[str]:
+        return list(self.prepared.streams("eval"))
+
+    def eval_reader(self, config: ConfigDict, name: str) -> EvalReader:
+        size = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
+        return EvalReader(self.prepared.streams("eval")[name], **size, max_batches=config.eval.batches or None)
+
+    def baselines(self) -> dict[str, float]:
+        return unigram_baseline(self.prepared)
+
+    def lines(self, config: ConfigDict) -> list[str]:
+        return []
+
+
+def data(config: ConfigDict) -> TextData:
     """The prepared token files of a config: opened where they are, made where they are not (and said)."""
-    return prepare(settings_of(config), say=hosts.say)
+    return TextData(prepare(settings_of(config), say=hosts.say))
 
 
-def data_of_run(config: ConfigDict, folder: str, anew: bool) -> Any:
+def data_of_run(config: ConfigDict, folder: str, anew: bool) -> TextData:
     """The token files of a run, for those who read it: the very folder it was trained from, or other text through the run's own tokenizer.
 
     Args:
@@ -44,13 +75,13 @@ def data_of_run(config: ConfigDict, folder: str, anew: bool) -> Any:
             raise ValueError(
                 f"{folder} was converted, not trained: it has no text of its own. Name text to score: --config.data.eval=FILE."
             )
-        return open_prepared(record["prepared"], tokenizer=tokenizer)
+        return TextData(open_prepared(record["prepared"], tokenizer=tokenizer))
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save(local)
         spec = (
             {"kind": tokenizer.kind} if tokenizer.kind == "bytes" else {"kind": tokenizer.kind, "path": f"{local}/{FILES[tokenizer.kind]}"}
         )
-        return prepare({**settings_of(config), "tokenizer": spec}, trains=False, say=hosts.say)
+        return TextData(prepare({**settings_of(config), "tokenizer": spec}, trains=False, say=hosts.say))
 
 
 def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
@@ -92,11 +123,11 @@ def row_shardings(mesh: Any) -> dict[int, NamedSharding]:
 
 def placement(config: ConfigDict, mesh: Any) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
     """A function from this process's rows to global arrays on the mesh; along T in the order that balances the context axis."""
-    order = zigzag_order(config.sequence_length, mesh.shape["context"])
-    shardings = row_shardings(mesh)
+    ways, shardings = mesh.shape["context"], row_shardings(mesh)
 
     def place(rows: Mapping[str, Any], indices: Any) -> dict[str, Any]:
-        permuted = {name: array[:, order] if array.ndim == 2 and mesh.shape["context"] > 1 else array for name, array in rows.items()}
+        order = zigzag_order(rows["tokens"].shape[1], ways)
+        permuted = {name: array[:, order] if array.ndim == 2 and ways > 1 else array for name, array in rows.items()}
         return {name: make_global(array, shardings[array.ndim], config.batch_size) for name, array in permuted.items()}
 
     return place
@@ -142,9 +173,26 @@ def source_weights(config: ConfigDict, names: list[str]) -> dict[str, float] | N
     return {name: weights[name] for name in names}
 
 
-def eval_batches(config: ConfigDict, mesh: Any, stream: Any) -> Iterator[Any]:
-    """The batches of a validation set, each window once."""
-    size = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
-    reader = EvalReader(stream, **size, max_batches=config.eval.batches or None)
-    place, rows = placement(config, mesh), own_rows(config, mesh)
-    return (place(reader.rows(step, rows), rows) for step in range(reader.num_batches))
+def eval_batches(config: ConfigDict, mesh: Any, rows: EvalRows) -> Iterator[Any]:
+    """The batches of a validation set, on the mesh, each row once."""
+    place, own = placement(config, mesh), own_rows(config, mesh)
+    return (place(rows.rows(step, own), own) for step in range(rows.num_batches))
+
+
+def unigram_baseline(prepared: Prepared) -> dict[str, float]:
+    """What knowing only how often each token occurs would score on the held-out text (counted on the first tokens of each).
+
+    As in training, the first token of a document (its beginning-of-text token, where there is one) is never predicted: it does not count.
+    """
+    size = prepared.tokenizer.vocab_size
+
+    def targets(stream: Any) -> np.ndarray:
+        stop = min(stream.num_tokens, BASELINE_TOKENS)
+        return np.delete(stream.read(0, stop), [0, *stream.ends(0, stop - 1)])
+
+    def counts(split: str) -> np.ndarray:
+        parts = [np.bincount(targets(stream), minlength=size) for stream in prepared.streams(split).values()]
+        return sum(parts, np.zeros(size, np.int64))
+
+    held_out = counts("eval")
+    return unigram(counts("train"), held_out, prepared.tokenizer.token_bytes()) if held_out.sum() else {}

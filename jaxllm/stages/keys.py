@@ -87,6 +87,17 @@ SHARED: dict[str, Key] = {
     "schedule.warmup": Key(0.0, float, "updates over which the learning rate rises; below 1: a share of steps"),
     "schedule.final": Key(None, float, "the last learning rate as a share of the peak (None: the schedule's published default)"),
     "schedule.decay": Key(None, float, "wsd: the share of steps that decays (None: 0.2)"),
+    "peft.name": Key(
+        None, str, "train a small tree beside a frozen base: lora, dora, houlsby, prompt, ... (jaxllm sft --methods lists them)"
+    ),
+    "peft.rank": Key(None, int, "lora and its kin: rank (none: 8)"),
+    "peft.alpha": Key(None, float, "lora and its kin: alpha, the scale times the rank (none: the rank's default)"),
+    "peft.dropout": Key(None, float, "lora and its kin: dropout on what goes into the adapter"),
+    "peft.targets": Key([], list, "the layers that get one: query, key, value, output, gate, up, down (empty: the method's own)"),
+    "peft.length": Key(None, int, "prompt and prefix tuning: soft tokens of each task (none: the method's own)"),
+    "peft.layers": Key(None, int, "last_n: how many of the last layers are trained"),
+    "peft.quantize": Key("none", str, "how the frozen base is stored: none, int8, nf4 (QLoRA)"),
+    "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, init, ..."),
     "parallel.replica": Key(1, int, "data parallel across slices", resume=True),
     "parallel.fsdp": Key(-1, int, "data parallel with sharded parameters; -1 takes what is left", resume=True),
     "parallel.stage": Key(1, int, "pipeline stages (comes later)", resume=True),
@@ -199,6 +210,7 @@ STAGES: dict[str, str] = {
     "convert": "a Hugging Face folder -> a work directory, and back",
     "plan": "a config and a TPU slice that is not there -> memory, traffic and the least time of a step",
     "report": "work directories -> one page of curves, tables and samples",
+    "run": "several stages one after the other, each in its own work directory",
     "demo": "the whole life of a tiny code model, in minutes",
     "checkpoints": "list, verify and prune the checkpoints of a work directory",
 }

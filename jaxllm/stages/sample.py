@@ -19,7 +19,7 @@ from jaxllm.sampling.logits import Sampling
 from jaxllm.sampling.text import Sample, Texts
 from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
-from jaxllm.stages.init_from import open_model
+from jaxllm.stages.opened import open_model
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what of the config says how a token is drawn
 RANKINGS = {"mean_log_prob": lambda sample: sample.mean_log_prob}  # what --rank-by takes the best by

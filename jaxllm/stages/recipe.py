@@ -1,0 +1,87 @@
+"""What tells one training stage from another: its objective, its rows, and how it is scored."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ml_collections import ConfigDict
+
+from jaxllm.data.pipeline import RowReader
+from jaxllm.data.tokenizer_kinds import Tokenizer
+from jaxllm.evaluation.perplexity import SCORES
+
+
+class Objective(NamedTuple):
+    """What a stage trains for.
+
+    Attributes:
+      loss: (params, frozen, microbatch, rng) -> terms, report.
+      totals: batch -> what each term is divided by.
+    """
+
+    loss: Callable
+    totals: Callable
+
+
+class EvalRows(Protocol):
+    """The rows of a validation set, each once."""
+
+    num_batches: int
+
+    def rows(self, step: int, row_indices: Any = None) -> Mapping[str, Any]: ...
+
+
+class TrainRows(RowReader, Protocol):
+    """The rows of training, without end."""
+
+    def epochs(self, step: int) -> dict[str, float]: ...
+
+
+class Data(Protocol):
+    """What a stage trains on and is scored on.
+
+    Attributes:
+      tokenizer: the one whose ids the rows hold.
+      content: says what all of it holds, `train_content` what there is to train on.
+      folder: where it lies.
+    """
+
+    tokenizer: Tokenizer
+    content: str
+    train_content: str
+    folder: str
+
+    def check(self, config: ConfigDict, workdir: str) -> None:
+        """Refuses to go on in a work directory whose run began with other data (ValueError)."""
+        ...
+
+    def reader(self, config: ConfigDict) -> TrainRows: ...
+
+    def eval_names(self) -> Sequence[str]: ...
+
+    def eval_reader(self, config: ConfigDict, name: str) -> EvalRows: ...
+
+    def baselines(self) -> dict[str, float]:
+        """What a trivial model would score."""
+        ...
+
+    def lines(self, config: ConfigDict) -> list[str]:
+        """What to say of it at the start."""
+        ...
+
+
+class Recipe(NamedTuple):
+    """One training stage.
+
+    Attributes:
+      name: of the stage.
+      objective: (config, model) -> Objective.
+      open_data: config -> Data; made where it is not there yet.
+      scorer: (config, model, tokenizer) -> a function (params, batches) -> metrics of a validation set.
+      scores: the names of those metrics.
+    """
+
+    name: str
+    objective: Callable[[ConfigDict, Any], Objective]
+    open_data: Callable[[ConfigDict], Data]
+    scorer: Callable[[ConfigDict, Any, Tokenizer], Callable[[Any, Iterable[Mapping[str, Any]]], dict[str, float]]]
+    scores: Sequence[str] = SCORES
