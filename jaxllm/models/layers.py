@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxllm.models.adapted import entries
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.tokens import Tokens
 from jaxllm.ops.products import project
 from jaxllm.parallel import rules
 
@@ -34,6 +36,7 @@ AXES: dict[str, rules.LogicalAxes] = {
     "down/kernel": ("mlp", "embed"),
     "down/bias": ("norm",),
 }
+INPUTS = {"output": 2}  # how many leading dims of a kernel are summed over, where it is not one
 PROJECTION_NORM_AXES: dict[str, rules.LogicalAxes] = {"query_norm": ("heads", "head_dim"), "key_norm": ("kv_heads", "head_dim")}
 NORM_AXES: rules.LogicalAxes = ("norm",)  # every other scale and bias of a norm
 
@@ -111,7 +114,7 @@ def again(f: Callable, compute: Compute) -> Callable:
 
 
 class Dense(nn.Module):
-    """einsum(x, kernel) + bias with a kernel of any rank.
+    """einsum(x, kernel) + bias with a kernel of any rank, and what adapters make of it (`adapted.Adapter`).
 
     Attributes:
       equation: the einsum, for example "btd,dnh->btnh".
@@ -132,19 +135,28 @@ class Dense(nn.Module):
     before: Callable[..., jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, *operands: jax.Array) -> jax.Array:
+    def __call__(self, *operands: jax.Array, tokens: Tokens | None = None) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
+        adapters = entries(self)
 
-        def product(kernel, *operands):
+        def product(kernel, adapters, tokens, *operands):
             (x,) = operands if self.before is None else (self.before(*operands),)
-            return project(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
+            for adapter in adapters:
+                x = adapter.into(x)
+            y = project(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
+            for adapter in adapters:
+                y = adapter.product(y, x, self, kernel, tokens)
+            return y
 
         is_again = self.before is not None or (self.compute.regather and _sharded())
-        y = (again(product, self.compute) if is_again else product)(kernel, *operands)
+        y = (again(product, self.compute) if is_again else product)(kernel, adapters, tokens if adapters else None, *operands)
         if self.bias is not None:  # added in float32, so that its gradient, a sum over all tokens, is summed in float32
             bias = self.param("bias", nn.initializers.zeros, self.bias, self.compute.param_dtype)
             y = (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.compute.dtype)
-        return checkpoint_name(y, str(self.name))
+        y = checkpoint_name(y, str(self.name))
+        for adapter in adapters:
+            y = adapter.out(y.astype(jnp.float32)).astype(self.compute.dtype)
+        return y
 
 
 class Norm(nn.Module):
@@ -166,16 +178,19 @@ class Norm(nn.Module):
         if config.norm == "layernorm" and config.norm_bias:
             bias = self.param("bias", nn.initializers.zeros, self.shape, param_dtype).astype(jnp.float32)
 
-        def normalized(x, scale, bias):
+        def normalized(x, scale, bias, adapters):
             dims = tuple(range(-len(self.shape), 0))
             y = x.astype(jnp.float32)
             if config.norm == "layernorm":
                 y = y - jnp.mean(y, dims, keepdims=True)
             y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), dims, keepdims=True) + config.norm_epsilon)
             y = y * (1 + scale if config.norm_plus_one else scale)
-            return (y if bias is None else y + bias).astype(self.compute.dtype)
+            y = y if bias is None else y + bias
+            for adapter in adapters:
+                y = adapter.out(y)
+            return y.astype(self.compute.dtype)
 
-        return again(normalized, self.compute)(x, scale, bias)
+        return again(normalized, self.compute)(x, scale, bias, entries(self))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -277,18 +292,18 @@ class MLP(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, tokens: Tokens | None = None) -> jax.Array:
         config, D, F = self.config, self.config.width, self.config.mlp_width
         act = ACTIVATIONS[config.activation]
         inner = (F,) if config.mlp_bias else None
         std, _ = standard_deviations(config, D)
         _, std_out = standard_deviations(config, F)
-        parts = [Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x)]
+        parts = [Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x, tokens=tokens)]
         if config.gated_mlp:
-            parts.append(Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x))
+            parts.append(Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x, tokens=tokens))
 
         def activated(up, gate=None):
             return rules.constrain(act(up) if gate is None else act(gate) * up, "batch", "sequence", "mlp")
 
         out = (D,) if config.mlp_bias else None
-        return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, activated, name="down")(*parts)
+        return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, activated, name="down")(*parts, tokens=tokens)

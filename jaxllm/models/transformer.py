@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.attention import Attention, Tokens
+from jaxllm.models.adapted import COLLECTION
+from jaxllm.models.attention import Attention
 from jaxllm.models.cache import Entry
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import MLP, Compute, Embedding, Norm, again, standard_deviations
 from jaxllm.models.remat import rematerialized
+from jaxllm.models.tokens import Tokens
 from jaxllm.ops.dropout import drop_channels, token_codes
 from jaxllm.parallel import rules
 
@@ -44,7 +46,10 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, layer: jax.Array | int, cache: Entry | None, tokens: Tokens) -> Carried:
         """`layer` counts from 0; it names the layer's random draws."""
         config = self.config
-        keys = (None,) * 3 if tokens.rng is None else jax.random.split(jax.random.fold_in(tokens.rng, layer), 3)
+        keys: tuple[Any, ...] = (None,) * 3
+        if tokens.rng is not None:
+            own = jax.random.fold_in(tokens.rng, layer)
+            tokens, keys = tokens._replace(rng=own), tuple(jax.random.split(own, 3))
         x = checkpoint_name(x, "block_input")
         shared = self._norm("norm", x) if config.block == "parallel_shared" else None
         attended, cache = self._attend(x if shared is None else shared, tokens, cache, keys)
@@ -64,7 +69,7 @@ class Block(nn.Module):
         return dropped(self._after("attention_output_norm", y), self.config.residual_dropout, keys[1], tokens, self.compute), cache
 
     def _feed_forward(self, x, tokens: Tokens, keys) -> jax.Array:
-        y = MLP(self.config, self.compute, name="mlp")(self._before("mlp_norm", x))
+        y = MLP(self.config, self.compute, name="mlp")(self._before("mlp_norm", x), tokens)
         return dropped(self._after("mlp_output_norm", y), self.config.residual_dropout, keys[2], tokens, self.compute)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
@@ -115,7 +120,11 @@ class Blocks(nn.Module):
         if self.scan_layers and config.num_repeats:
             repeats = jnp.arange(config.num_repeats)
             scan = nn.scan(
-                Pattern, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=config.num_repeats
+                Pattern,
+                variable_axes={"params": 0, COLLECTION: 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=config.num_repeats,
             )
             stacked = None if caches is None else caches["scanned"]
             (x, written["scanned"]), _ = scan(config, self.compute, self.remat, name="scanned")((x, stacked), repeats, tokens)
