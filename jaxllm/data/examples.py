@@ -123,7 +123,7 @@ def _checked(examples: Iterable[Any], vocab_size: int) -> Iterator[Example]:
     for number, (tokens, weights, turns, roles) in enumerate(examples):
         tokens, weights, turns = np.asarray(tokens, np.int32), np.asarray(weights, np.float32), np.asarray(turns, np.int16)
         wrong = None
-        if not tokens.ndim == 1 or not tokens.shape == weights.shape == turns.shape:
+        if tokens.ndim != 1 or not tokens.shape == weights.shape == turns.shape:
             wrong = f"has tokens {tokens.shape}, weights {weights.shape} and turns {turns.shape}, which must be of one length"
         elif not len(tokens) or tokens.min() < 0 or tokens.max() >= vocab_size:
             wrong = f"must have tokens, each an id in 0..{vocab_size - 1}"
