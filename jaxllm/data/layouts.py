@@ -67,7 +67,8 @@ def _arranged(order: Order, start: int, stop: int, cut: Callable, *key: int | st
 class PackedLayout:
     """Rows of T tokens packed full, each window of the sequence by itself; an epoch is cut into windows of equal size, at most WINDOW.
 
-    Row r of the run is found by the rows of the windows before: those are packed once, in order, at about a quarter of a million examples a second.
+    Row r of the run is found by the rows of the windows before: those are packed once, in order, at about a quarter of a million examples
+    a second.
 
     Args:
       order: the examples.

@@ -96,6 +96,6 @@ class Mixture:
             remaining -= part
         return sources, within
 
-    def counts(self, num_rows: int) -> np.ndarray:
+    def counts(self, num_rows: float) -> np.ndarray:
         """How many of the first `num_rows` are of each source (expected; exact to a row or two), float64."""
         return self.shares * num_rows

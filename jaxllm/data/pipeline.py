@@ -151,7 +151,7 @@ class Reader:
         run = map if self._pool is None else self._pool.map
         return stack(list(run(lambda row: self._row(step, int(row)), chosen)), chosen)
 
-    def epochs(self, step: int) -> dict[str, float]:
+    def epochs(self, step: float) -> dict[str, float]:
         """How often each source has been gone through after `step` batches."""
         counts = self._mixture.counts(step * self.batch_size)
         return {name: float(count) / self.windows[name] for name, count in zip(self.names, counts, strict=True)}
