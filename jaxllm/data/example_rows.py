@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.data.example_order import NO_PREFIX, Elements, Order, Source, check_weights, fit
+from jaxllm.data.example_order import LISTED, NO_PREFIX, Elements, Order, Source, check_weights, fit
 from jaxllm.data.examples import Examples
 from jaxllm.data.layouts import LAYOUTS, PackedLayout
 from jaxllm.data.pipeline import Rows, chosen_rows, empty_row, stack
@@ -129,6 +129,7 @@ class ExampleReader:
         self._order = Order(self.sources, seed, check_weights(weights, list(stores)))
         extra = {"buckets": buckets} if mode == "padded" else {}
         self.layout = LAYOUTS[mode](self._order, sequence_length, batch_size, **extra)
+        self.buckets: tuple[int, ...] = getattr(self.layout, "buckets", (sequence_length,))  # every length that a batch can have
 
     def rows(self, step: int, row_indices: Sequence[int] | np.ndarray | None = None) -> Rows:
         """Rows of the global batch of a step; see `pipeline.Reader.rows`. In mode "padded" T is the length of the step's bucket."""
@@ -171,7 +172,9 @@ class ExampleReader:
             f" {s['truncated']:,} truncated, {s['skipped']:,} skipped, {100 * s['share']:.1f} % of the examples drawn."
             for name, s in said["sources"].items()
         ]
-        lines += [f"{x.source}: example {x.example} has {x.length:,} tokens, longer than a row: {x.fate}." for x in said["too_long"]]
+        lines += [
+            f"{x.source}: example {x.example} has {x.length:,} tokens, longer than a row: {x.fate}." for x in said["too_long"][:LISTED]
+        ]
         return [*lines, f"Rows are {self.mode}: {100 * said['efficiency']:.1f} % of their places hold a token."]
 
 
@@ -186,6 +189,7 @@ class ExampleEvalReader:
       too_long: "truncate", "skip" or "refuse".
       prefix: ids put in front of each example with weight 0.
       turns: whether rows have the field `turns`.
+      name: of the source, for what is said of it.
 
     Raises:
       ValueError: see `example_order.fit`.
@@ -201,9 +205,10 @@ class ExampleEvalReader:
         too_long: str = "truncate",
         prefix: Sequence[int] | np.ndarray = NO_PREFIX,
         turns: bool = False,
+        name: str = "eval",
     ):
         self.sequence_length, self.batch_size, self._turns = sequence_length, batch_size, turns
-        self.sources = (fit("eval", examples, sequence_length, too_long=too_long, prefix=prefix),)
+        self.sources = (fit(name, examples, sequence_length, too_long=too_long, prefix=prefix),)
         self._layout = PackedLayout(Order(self.sources, None), sequence_length, batch_size)
         self.num_rows = self._layout.num_rows()
         whole = -(-self.num_rows // batch_size)

@@ -33,6 +33,7 @@ FORMAT = "examples-1"  # raise it whenever the same examples would give other fi
 SHARD_TOKENS = 8 * 1024 * 1024
 PARTS = ("tokens", "weights", "turns", "ends", "trained", "roles")
 PER_TOKEN = ("tokens", "weights", "turns")
+IN_MEMORY = (np.int32, np.float32, np.int16)  # their dtypes once read
 DTYPES = {"weights": "<f4", "turns": "<i2", "ends": "<u8", "trained": "<u4", "roles": "<u4"}
 
 
@@ -120,8 +121,9 @@ def write_examples(
 
 def _checked(examples: Iterable[Any], vocab_size: int) -> Iterator[Example]:
     """The examples, each looked at; a mistake of the encoder is named by the example's number."""
-    for number, (tokens, weights, turns, roles) in enumerate(examples):
-        tokens, weights, turns = np.asarray(tokens, np.int32), np.asarray(weights, np.float32), np.asarray(turns, np.int16)
+    for number, given in enumerate(examples):
+        tokens, weights, turns = (np.asarray(getattr(given, part), dtype) for part, dtype in zip(PER_TOKEN, IN_MEMORY, strict=True))
+        roles = tuple(given.roles)
         wrong = None
         if tokens.ndim != 1 or not tokens.shape == weights.shape == turns.shape:
             wrong = f"has tokens {tokens.shape}, weights {weights.shape} and turns {turns.shape}, which must be of one length"
@@ -135,7 +137,7 @@ def _checked(examples: Iterable[Any], vocab_size: int) -> Iterator[Example]:
             wrong = f"has turns {turns.min()}..{turns.max()} and {len(roles)} roles"
         if wrong:
             raise ValueError(f"Example {number} {wrong}. Leave it out, or encode it again.")
-        yield Example(tokens, weights, turns, tuple(roles))
+        yield Example(tokens, weights, turns, roles)
 
 
 def _shards(examples: Iterator[Example]) -> Iterator[list[Example]]:
