@@ -74,6 +74,28 @@ class Mixture:
     def __getitem__(self, index: int) -> tuple[int, int]:
         return (0, index) if self._mixed is None else self._mixed[index]
 
-    def counts(self, num_rows: int) -> np.ndarray:
+    def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, place within it) of elements [start, stop), int64 [n] each: what `self[i]` gives, thousands at a time.
+
+        grain's rule, on arrays: of the first k elements that the sources before left over, source i leaves k (r - p) // r, where p is its
+        weight as an integer and r the sum of its own and the later ones'.
+        """
+        sources, within = np.zeros(stop - start, np.int64), np.arange(start, stop)
+        if self._mixed is None:
+            return sources, within
+        parts = [int(share * (100 / self.shares.min())) for share in self.shares.tolist()]
+        remaining = sum(parts)
+        assert stop * remaining < 1 << 63, (stop, remaining)
+        free, left = np.arange(stop - start), np.arange(start, stop + 1)  # elements without a source yet, and how many are before each
+        for source, part in enumerate(parts):
+            after = left * (remaining - part) // remaining
+            taken = left - after
+            mine = np.diff(taken) == 1
+            sources[free[mine]], within[free[mine]] = source, taken[1:][mine] - 1
+            free, left = free[~mine], np.arange(after[0], after[-1] + 1)
+            remaining -= part
+        return sources, within
+
+    def counts(self, num_rows: float) -> np.ndarray:
         """How many of the first `num_rows` are of each source (expected; exact to a row or two), float64."""
         return self.shares * num_rows

@@ -67,6 +67,14 @@ def test_the_mixture_is_a_function_of_the_index_alone():
     assert ahead[:8] == GOLDEN  # a library that changes this changes every resumed run: then pin it, or write our own
 
 
+@pytest.mark.parametrize("weights", [[1], [3, 1], [0.3, 0.123, 0.04, 0.0007], [1] * 20, [i + 1 for i in range(50)]])
+def test_thousands_of_places_are_those_of_one_after_the_other(weights):
+    mixture = Mixture(weights)
+    for start in (0, 12_345, 10**12):
+        sources, places = mixture.places(start, start + 700)
+        assert list(zip(sources.tolist(), places.tolist(), strict=True)) == [mixture[start + i] for i in range(700)]
+
+
 GOLDEN = [(0, 0), (0, 1), (0, 2), (1, 0), (0, 3), (0, 4), (0, 5), (1, 1)]
 
 
