@@ -8,6 +8,7 @@ import os
 import sysconfig
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from jaxllm.data import remote
@@ -85,8 +86,12 @@ def _unique(name: str, taken: Sequence[str]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def list_files(source: Source) -> tuple[list[File], Counter]:
+def list_files(source: Source, also: Mapping[str, str] = MappingProxyType({})) -> tuple[list[File], Counter]:
     """The files of a source in a fixed order, and how many files of which suffix were left out as not text.
+
+    Args:
+      source: where.
+      also: further suffixes, and the formats they tell.
 
     Raises:
       ValueError: nothing there, a single file whose format its name does not tell, or a missing package.
@@ -96,7 +101,7 @@ def list_files(source: Source) -> tuple[list[File], Counter]:
         raise ValueError(f"There is nothing at {source.path!r} (source {source.name!r}). Check the path, or its spelling as a glob.")
     files, left_out = [], Counter[str]()
     for name, path, size, stamp in sorted(found):
-        detected, compression = detect(path)
+        detected, compression = detect(path, also)
         kind = source.format or detected
         if kind is None and len(found) == 1:
             raise ValueError(f"The name of {path!r} does not tell its format. Set format to one of: {', '.join(READERS)}.")

@@ -5,11 +5,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxllm.data import pieces
 from jaxllm.data.special_tokens import Special
 
 SPACE = "▁"  # how sentencepiece writes a space
@@ -44,12 +46,25 @@ class Tokenizer(Protocol):
         """The name of a special token, "" for what has none."""
         ...
 
+    def special_tokens(self) -> dict[str, int]:
+        """The names and ids of all special tokens, which `encode` reads as ordinary text."""
+        ...
+
     def encode_template(self, text: str) -> np.ndarray:
         """The ids of what a chat template rendered: special tokens by their names, int32 [n]."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of several texts."""
+        ...
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        """Rows of texts and special tokens (by id), each encoded as one; names of special tokens within a text are ordinary text.
+
+        Returns:
+          of each row the ids, int32 [n], and for each of its pieces the first token and the one past the last, int32 [P, 2]; a token that
+          lies across two texts is in both.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -102,11 +117,17 @@ class ByteTokenizer:
     def token_name(self, id: int | None) -> str:
         return ""
 
+    def special_tokens(self) -> dict[str, int]:
+        return {}
+
     def encode_template(self, text: str) -> np.ndarray:
         return self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        return pieces.encode_rows(rows, self.encode, self.token_bytes(), prefix=False)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return bytes(i for i in map(int, ids) if i < 256)
@@ -176,6 +197,9 @@ class SentencePieceTokenizer:
     def token_name(self, id: int | None) -> str:
         return self._sp.id_to_piece(id) if id is not None and self._sp.is_control(id) else ""
 
+    def special_tokens(self) -> dict[str, int]:
+        return {self._sp.id_to_piece(i): i for i in range(self.vocab_size) if self._sp.is_control(i)}
+
     def encode_template(self, text: str) -> np.ndarray:
         names = [self._sp.id_to_piece(i) for i in range(self.vocab_size) if self._sp.is_control(i)]
         parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
@@ -184,6 +208,9 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        return pieces.encode_rows(rows, self.encode, self.token_bytes(), prefix=self._dummy_prefix)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._bytes[i] for i in map(int, ids) if i < self.vocab_size)
@@ -281,6 +308,11 @@ class JsonTokenizer:
         token = None if id is None else self._tokenizer.get_added_tokens_decoder().get(id)
         return "" if token is None else token.content
 
+    def special_tokens(self) -> dict[str, int]:
+        marked = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        own = {i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None}
+        return {self._tokenizer.id_to_token(i): i for i in sorted(marked | own)}
+
     def encode_template(self, text: str) -> np.ndarray:
         self._tokenizer.encode_special_tokens = False
         try:
@@ -290,6 +322,25 @@ class JsonTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    @cached_property
+    def _guarded(self) -> tuple[Any, dict[int, str]]:
+        """The library's tokenizer, its special tokens guarded, and how each id that a template may place is spelled for it."""
+        special = {i: name for name, i in self.special_tokens().items()}
+        library = parsed(pieces.guarded(self._text, special))
+        library.no_padding()
+        library.no_truncation()
+        added = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()}
+        spelled = added | {i: pieces.GUARD + name for i, name in special.items()}
+        assert all(library.token_to_id(name) == i for i, name in spelled.items()), spelled
+        return library, spelled
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        library, spelled = self._guarded
+        texts = [[piece if isinstance(piece, str) else spelled[piece] for piece in row] for row in rows]
+        found = library.encode_batch(["".join(text) for text in texts], add_special_tokens=False)
+        sizes = ([len(piece) for piece in text] for text in texts)
+        return [(np.asarray(e.ids, np.int32), pieces.library_spans(e, own)) for e, own in zip(found, sizes, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
