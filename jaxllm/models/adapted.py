@@ -60,9 +60,11 @@ def variables(params: "Params | Adapted") -> dict[str, Params]:
 
 def told(params: "Params | Adapted", tokens: Tokens, ids: jax.Array, adapter: jax.Array | None, vocab_size: int) -> Tokens:
     """What the layers are told of the tokens int32 [B, T], with what only adapters ask for."""
-    if not split(params)[1]:
+    adapters = split(params)[1]
+    if not adapters:
         return tokens
-    return tokens._replace(adapter=adapter, soft=ids - vocab_size)
+    inner = adapters["prefix"].inner() if "prefix" in adapters else None
+    return tokens._replace(adapter=adapter, soft=ids - vocab_size, inner=inner)
 
 
 def entries(module: nn.Module) -> tuple[Adapter, ...]:

@@ -4,6 +4,7 @@ import jax
 from flax import linen as nn
 
 from jaxllm.models import cache as caches
+from jaxllm.models.adapted import entry
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import AXES, Compute, Dense, Norm, standard_deviations
 from jaxllm.models.tokens import Tokens
@@ -32,6 +33,9 @@ class Attention(nn.Module):
         if self.config.positions == "rope":
             frequencies = self._frequencies()
             q, k = apply_rope(q, tokens.positions, *frequencies), apply_rope(k, tokens.positions, *frequencies)
+        prefix = entry(self, "prefix")
+        if prefix is not None:
+            k, v = prefix.replaced(k, v, tokens)
         if cache is not None and tokens.place is not None:
             cache = caches.write(cache, k, v, tokens.place)
         if cache is None or tokens.place is None or self.compute.fresh:

@@ -7,10 +7,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.adapted import entries
+from jaxllm.models.adapted import entries, entry
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.tokens import Tokens
 from jaxllm.ops.products import project
@@ -136,7 +137,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, *operands: jax.Array, tokens: Tokens | None = None) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
+        kernel = self.get_variable("params", "kernel")
+        if kernel is None or isinstance(
+            kernel, jax.Array | np.ndarray
+        ):  # else a record whose `astype` gives the array, such as a quantised one
+            kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
         adapters = entries(self)
 
         def product(kernel, adapters, tokens, *operands):
@@ -256,7 +261,12 @@ class Embedding(nn.Module):
         config, compute = self.config, self.compute
         std = 0.02 if config.init_std is None else config.init_std
         table = self.param("tokens", nn.initializers.normal(std), (config.vocab_size, config.width), compute.param_dtype)
-        x = look_up(table, tokens, compute.dtype)
+        soft, index = entry(self, "prompt"), tokens - config.vocab_size
+        if soft is None:
+            x = look_up(table, tokens, compute.dtype)
+        else:
+            words = look_up(table, jnp.where(index < 0, tokens, 0), compute.dtype)
+            x = jnp.where((index < 0)[..., None], words, soft.vectors(index, config.width, compute.dtype))
         if config.scale_embeddings:
             x = x * jnp.asarray(math.sqrt(config.width), compute.dtype)
         if config.positions == "learned":

@@ -3,13 +3,21 @@
 import dataclasses
 from typing import Any
 
-from jaxllm.models import lora
+from jaxllm.models import adapters, lora, soft_prompts
 from jaxllm.models.method import Peft, nearest
 from jaxllm.models.model import Model
 
 METHODS: dict[str, type[Peft]] = {
     "lora": lora.LoraMethod,
     "rslora": lora.RsloraMethod,
+    "dora": lora.DoraMethod,
+    "ia3": adapters.Ia3,
+    "bitfit": adapters.Bitfit,
+    "houlsby": adapters.Houlsby,
+    "pfeiffer": adapters.Pfeiffer,
+    "parallel": adapters.Parallel,
+    "prompt": soft_prompts.PromptTuning,
+    "prefix": soft_prompts.PrefixTuning,
 }
 
 

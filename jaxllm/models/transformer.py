@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.adapted import COLLECTION
+from jaxllm.models.adapted import COLLECTION, entry
 from jaxllm.models.attention import Attention
 from jaxllm.models.cache import Entry
 from jaxllm.models.config import ModelConfig
@@ -66,11 +66,16 @@ class Block(nn.Module):
     def _attend(self, x, tokens: Tokens, cache, keys) -> Carried:
         x = self._before("attention_norm", x)
         y, cache = Attention(self.config, self.compute, self.kind, name="attention")(x, tokens, cache, keys[0])
-        return dropped(self._after("attention_output_norm", y), self.config.residual_dropout, keys[1], tokens, self.compute), cache
+        y = dropped(self._after("attention_output_norm", y), self.config.residual_dropout, keys[1], tokens, self.compute)
+        return self._adapted("after_attention", y), cache
 
     def _feed_forward(self, x, tokens: Tokens, keys) -> jax.Array:
-        y = MLP(self.config, self.compute, name="mlp")(self._before("mlp_norm", x), tokens)
-        return dropped(self._after("mlp_output_norm", y), self.config.residual_dropout, keys[2], tokens, self.compute)
+        x = self._before("mlp_norm", x)
+        y = MLP(self.config, self.compute, name="mlp")(x, tokens)
+        beside = entry(self, "beside_mlp")
+        y = y if beside is None else y + beside(x, self.compute)
+        y = dropped(self._after("mlp_output_norm", y), self.config.residual_dropout, keys[2], tokens, self.compute)
+        return self._adapted("after_mlp", y)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         own = self.config.norm_placement in ("pre", "sandwich") and self.config.block != "parallel_shared"
@@ -78,6 +83,10 @@ class Block(nn.Module):
 
     def _after(self, name: str, x: jax.Array) -> jax.Array:
         return self._norm(name, x) if self.config.norm_placement in ("output", "sandwich") else x
+
+    def _adapted(self, name: str, y: jax.Array) -> jax.Array:
+        found = entry(self, name)
+        return y if found is None else y + found(y, self.compute)
 
     def _join(self, x: jax.Array, y: jax.Array, name: str) -> jax.Array:
         """Adds a part's output to the residual stream; norm_placement "post" normalises the sum."""

@@ -23,6 +23,7 @@ STORED: Rules = {
     "stack": "fsdp",  # same-shape matrices that an optimizer stacks
     "positions": None,  # learned positions
     "rank": None,  # the thin dim of an adapter
+    "soft": None,  # soft tokens
 }
 
 # What an activation, or a weight at the moment of its use, is cut along.
@@ -40,6 +41,7 @@ COMPUTE: Rules = {
     "layers": None,
     "positions": None,
     "rank": None,
+    "soft": None,
 }
 
 # Dims that may have fewer parts than their mesh axis has devices, where those are a multiple: they stay whole on every device.
