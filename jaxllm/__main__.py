@@ -35,6 +35,13 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _keys_help({k: v for k, v in SHARED.items() if k.startswith("data.") or k in ("seed", "sequence_length")})
 
 
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("show",), help="show: one row, as coloured tokens")
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the config that trains on it; see configs/")
+    parser.add_argument("--row", type=int, default=0, metavar="N", help="which row, counted from the first of step 0 (default: 0)")
+    parser.add_argument("--html", metavar="FILE", help="also write a page here; each token says everything of itself")
+
+
 def _pretrain(parser: argparse.ArgumentParser) -> None:
     _configured(parser, workdir=False)
     parser.add_argument("--check", action="store_true", help="check the config by shapes alone; nothing runs")
@@ -124,6 +131,7 @@ def _checkpoints(parser: argparse.ArgumentParser) -> None:
 
 FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "prepare": _prepare,
+    "data": _data,
     "pretrain": _pretrain,
     "evaluate": _evaluate,
     "tasks": lambda parser: None,

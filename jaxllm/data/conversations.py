@@ -139,7 +139,9 @@ def _instruction(record: Mapping[str, Any], reading: Reading) -> list[list[Messa
     """Alpaca's {instruction, input, output}, Dolly's {instruction, context, response}; what was said before in {history}."""
     output = record["output"] if "output" in record else record["response"]
     earlier = [
-        Message(role, _text(text, "history")) for pair in record.get("history") or () for role, text in zip(("user", ASSISTANT), pair, strict=True)
+        Message(role, _text(text, "history"))
+        for pair in record.get("history") or ()
+        for role, text in zip(("user", ASSISTANT), pair, strict=True)
     ]
     asked = _text(record["instruction"], "instruction")
     asks = Message("user", asked, input=_text(record.get("input") or record.get("context"), "input"))

@@ -202,6 +202,7 @@ ALIASES: dict[str, str] = {
 # What `jaxllm STAGE` does, in the order of a model's life.  One line each; `--help` prints them.
 STAGES: dict[str, str] = {
     "prepare": "raw text -> tokenizer and token files",
+    "data": "any training row as coloured tokens: what the model really trains on",
     "pretrain": "token files -> a language model",
     "evaluate": "a trained model -> held-out loss, perplexity, bits per byte, by source; or its scores on tasks",
     "tasks": "the tasks that there are",
