@@ -13,7 +13,7 @@ from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75  # DESIGN: exit codes
 
-TRAINS = ("pretrain",)  # stages that run config.steps updates
+TRAINS = ("pretrain", "sft")  # stages that run config.steps updates
 EPILOG = (
     "Any config key can be overridden: --config.optimizer.learning_rate=1e-3. Starting a stage again in the same --workdir resumes it. "
     "Exit codes: 0 done, 75 stopped early and saved (run again), 2 your mistake, 1 anything else."
@@ -133,6 +133,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "prepare": _prepare,
     "data": _data,
     "pretrain": _pretrain,
+    "sft": _pretrain,
     "evaluate": _evaluate,
     "tasks": lambda parser: None,
     "sample": _sample,

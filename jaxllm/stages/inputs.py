@@ -1,7 +1,7 @@
 """The data of a config on its mesh: token files, readers, and batches as global arrays."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from jaxllm.parallel.rows import make_global, rows_needed
 from jaxllm.stages import workdir
 from jaxllm.stages.config import as_dict, resolve
 from jaxllm.stages.prepare import EVAL_FRACTION, prepare, settings_of
-from jaxllm.stages.recipe import EvalRows
+from jaxllm.stages.recipe import EvalRows, Soft
 
 BASELINE_TOKENS = 2_000_000  # of each source, for the unigram baseline
 FILES = {"sentencepiece": "tokenizer.model", "tokenizer.json": "tokenizer.json"}  # what `Tokenizer.save` writes
@@ -36,20 +36,32 @@ class TextData:
     def check(self, config: ConfigDict, workdir: str) -> None:
         check_data(config, self.prepared, workdir)
 
-    def reader(self, config: ConfigDict) -> Reader:
+    def reader(self, config: ConfigDict, soft: Soft | None = None) -> Reader:
+        if soft is not None:
+            raise ValueError(
+                f"peft.name={config.peft.name!r} puts soft tokens in front of examples, and text has none. Use it in `jaxllm sft`."
+            )
         return reader(config, self.prepared)
 
     def eval_names(self) -> list[str]:
         return list(self.prepared.streams("eval"))
 
-    def eval_reader(self, config: ConfigDict, name: str) -> EvalReader:
+    def eval_reader(self, config: ConfigDict, name: str, soft: Soft | None = None) -> EvalReader:
         size = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
         return EvalReader(self.prepared.streams("eval")[name], **size, max_batches=config.eval.batches or None)
+
+    def tasks(self) -> list[str]:
+        return []
+
+    def steps(self, config: ConfigDict, soft: Soft | None = None) -> int | None:
+        if config.epochs:
+            raise ValueError(f"epochs={config.epochs} counts how often dialogues are gone through. Of text, give steps.")
+        return None
 
     def baselines(self) -> dict[str, float]:
         return unigram_baseline(self.prepared)
 
-    def lines(self, config: ConfigDict) -> list[str]:
+    def lines(self, config: ConfigDict, soft: Soft | None = None) -> list[str]:
         return []
 
 
@@ -84,6 +96,10 @@ def data_of_run(config: ConfigDict, folder: str, anew: bool) -> TextData:
         return TextData(prepare({**settings_of(config), "tokenizer": spec}, trains=False, say=hosts.say))
 
 
+TEXT_KEYS = ("train", "eval", "prepared", "eval_fraction", "dedup", "filters")
+REMEDY = "Set it back, or choose another --workdir."
+
+
 def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
     """Refuses to go on with other training data than a run began with; their content counts, not where they lie or how they are said.
 
@@ -92,15 +108,34 @@ def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
     """
     if not (epath.Path(folder) / workdir.NAME).exists():
         return
+    check_content(config, prepared, folder, TEXT_KEYS)
+    record, names = workdir.read(folder), list(prepared.streams("train"))
+    weights = [source_weights(said, names) for said in (resolve(record["config"]), config)]
+    if weights[0] != weights[1]:
+        raise ValueError(f"{folder} was trained with other weights of data.train: they were {weights[0]}, are {weights[1]}. {REMEDY}")
+
+
+def check_content(config: ConfigDict, data: Any, folder: str, keys: Sequence[str]) -> None:
+    """Refuses another tokenizer, or other content to train on, than a run began with.
+
+    Args:
+      config: of the run that starts.
+      data: has `tokenizer`, `content` and `train_content`.
+      folder: the work directory.
+      keys: of the config's `data` that may be why.
+
+    Raises:
+      ValueError: shows which of them differ.
+    """
+    if not (epath.Path(folder) / workdir.NAME).exists():
+        return
     record = workdir.read(folder)
     was, is_ = (workdir.with_absolute_paths(said)["data"] for said in (record["config"], as_dict(config)))
-    remedy = "Set it back, or choose another --workdir."
-    if record["tokenizer"] != prepared.tokenizer.fingerprint:
+    if record["tokenizer"] != data.tokenizer.fingerprint:
         shown = f"data.tokenizer was {was['tokenizer']}, is {is_['tokenizer']}"
-        raise ValueError(f"{folder} was trained with another tokenizer: {shown}. {remedy}")
-    key, content = ("train_data", prepared.train_content) if "train_data" in record else ("data", prepared.content)
+        raise ValueError(f"{folder} was trained with another tokenizer: {shown}. {REMEDY}")
+    key, content = ("train_data", data.train_content) if "train_data" in record else ("data", data.content)
     if record[key] != content:
-        keys = ("train", "eval", "prepared", "eval_fraction", "dedup", "filters")
         shown = "; ".join(f"data.{name} was {was.get(name)!r}, is {is_[name]!r}" for name in keys if was.get(name) != is_[name])
         if was["eval_fraction"] is None and bool(was["eval"]) != bool(is_["eval"]):
             shown += f"; data.eval_fraction={0.0 if was['eval'] else EVAL_FRACTION} keeps the share that was held out then"
@@ -108,12 +143,8 @@ def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
             f"{folder} was trained on other text: {shown or 'every key of data is as it was'}."
             " Set that back, or the files of data.train if they were changed, or choose another --workdir."
         )
-    if record["data"] != prepared.content and record[key] == content and key == "train_data":
+    if record["data"] != data.content and record[key] == content and key == "train_data":
         hosts.say("The validation text is another than before: earlier evals in this work directory do not compare with those to come.")
-    names = list(prepared.streams("train"))
-    weights = [source_weights(said, names) for said in (resolve(record["config"]), config)]
-    if weights[0] != weights[1]:
-        raise ValueError(f"{folder} was trained with other weights of data.train: they were {weights[0]}, are {weights[1]}. {remedy}")
 
 
 def row_shardings(mesh: Any) -> dict[int, NamedSharding]:

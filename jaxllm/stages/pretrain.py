@@ -13,9 +13,7 @@ from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.evaluation.perplexity import perplexity
 from jaxllm.losses.language import cross_entropy, cross_entropy_totals
 from jaxllm.models.model import Model
-from jaxllm.stages import inputs, origin, setup, train
-from jaxllm.stages.canary import canary
-from jaxllm.stages.config import load
+from jaxllm.stages import door, inputs, setup, train
 from jaxllm.stages.recipe import Objective, Recipe
 
 OBJECTIVES = ("causal",)  # prefix, masked and span objectives come with their rows
@@ -63,9 +61,4 @@ def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm pretrain --config F --workdir D`"""
-    config = origin.complete(load(args.config, overrides), args.workdir)
-    if args.check:
-        return train.check(config, RECIPE)
-    if args.canary is not None:
-        return canary(config, RECIPE, args.canary)
-    return train.run(RECIPE, config, args.workdir)
+    return door.main(RECIPE, args, overrides)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxllm.data.pipeline import RowReader
@@ -20,6 +21,25 @@ class Objective(NamedTuple):
 
     loss: Callable
     totals: Callable
+
+
+class Soft(NamedTuple):
+    """Soft tokens that stand in front of examples.
+
+    Attributes:
+      length: how many of a task.
+      first: the id of the first, which is the size of the model's vocabulary.
+      num_tasks: how many tasks have their own; 1: all share them.
+    """
+
+    length: int
+    first: int
+    num_tasks: int
+
+    def ids(self, task: int) -> np.ndarray:
+        """Int32 [length], those of a task."""
+        number = 0 if self.num_tasks == 1 else task
+        return np.arange(self.length, dtype=np.int32) + self.first + number * self.length
 
 
 class EvalRows(Protocol):
@@ -54,17 +74,25 @@ class Data(Protocol):
         """Refuses to go on in a work directory whose run began with other data (ValueError)."""
         ...
 
-    def reader(self, config: ConfigDict) -> TrainRows: ...
+    def reader(self, config: ConfigDict, soft: Soft | None = None) -> TrainRows: ...
 
     def eval_names(self) -> Sequence[str]: ...
 
-    def eval_reader(self, config: ConfigDict, name: str) -> EvalRows: ...
+    def eval_reader(self, config: ConfigDict, name: str, soft: Soft | None = None) -> EvalRows: ...
+
+    def tasks(self) -> list[str]:
+        """What has soft tokens of its own, where there are any."""
+        ...
+
+    def steps(self, config: ConfigDict, soft: Soft | None = None) -> int | None:
+        """How many updates `epochs` are; None: it is not given."""
+        ...
 
     def baselines(self) -> dict[str, float]:
         """What a trivial model would score."""
         ...
 
-    def lines(self, config: ConfigDict) -> list[str]:
+    def lines(self, config: ConfigDict, soft: Soft | None = None) -> list[str]:
         """What to say of it at the start."""
         ...
 

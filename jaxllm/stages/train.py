@@ -17,7 +17,7 @@ from jaxllm.parallel.mesh import AXES, make_mesh, resolve_sizes
 from jaxllm.parallel.stops import StopRequests
 from jaxllm.stages import inputs, opened, origin, setup, tasks, tuning, workdir
 from jaxllm.stages.config import as_dict
-from jaxllm.stages.recipe import Data, Objective, Recipe
+from jaxllm.stages.recipe import Data, Objective, Recipe, Soft
 from jaxllm.stages.tuning import Tuned
 from jaxllm.training import lock
 from jaxllm.training import state as states
@@ -143,6 +143,7 @@ def run(recipe: Recipe, config: ConfigDict, folder: str) -> int:
         for line in workdir.enter(recipe.name, config, folder):
             hosts.say(line)
         made = build(config, recipe)
+        config = made.config
         with contextlib.closing(make_writer(made, folder)) as writer:
             ended = _train(recipe.name, made, folder, stop, flags, writer)
     stopped = ended.reason == "stopped"
@@ -194,8 +195,25 @@ def build(config: ConfigDict, recipe: Recipe) -> Run:
     for key, metric in (("checkpoint.best", config.checkpoint.best), ("early_stopping.metric", config.early_stopping.metric)):
         check_metric(key, metric, data.eval_names(), recipe.scores)
     model = setup.model(config, data.tokenizer.vocab_size)
-    tuned, scorer = tuning.make(config, model), recipe.scorer(config, model, data.tokenizer)
+    tuned, scorer = tuning.make(config, model, data.tokenizer), recipe.scorer(config, model, data.tokenizer)
+    check_soft(tuned.soft(), data.tasks())
+    if (steps := data.steps(config, tuned.soft())) is not None:
+        config = config.copy_and_resolve_references()
+        config.steps = steps
     return Run(config, mesh, data, tuned, setup.optimizer(config, tuned.axes()), recipe.objective(config, model), scorer)
+
+
+def check_soft(soft: Soft | None, tasks: Sequence[str]) -> None:
+    """Refuses soft prompts that are neither one for all sources nor one for each.
+
+    Raises:
+      ValueError: names both numbers.
+    """
+    if soft is not None and soft.num_tasks not in (1, len(tasks)):
+        raise ValueError(
+            f"peft.options.num_tasks={soft.num_tasks}, and data.train has {len(tasks)} sources ({', '.join(tasks)})."
+            f" Give 1 (one soft prompt for all) or {len(tasks)} (one for each)."
+        )
 
 
 def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flags: str, writer: Writer) -> Ended:
@@ -218,7 +236,7 @@ def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flag
         expect = {name: value for name, value in metadata.items() if name in ("tokenizer", "train_data", "base")}
         state, feed_state = start_state(made, frozen, checkpoints, expect)
     checkpoints.prepare(state)
-    reader = data.reader(config)
+    reader = data.reader(config, tuned.soft())
     feed = inputs.feed(config, mesh, reader)
     if feed_state is not None:
         feed.restore(feed_state)
@@ -229,7 +247,7 @@ def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flag
         workdir.keep_tokenizer(data.tokenizer, folder)
         if config.init_from:
             origin.keep(config.init_from, folder, data.tokenizer.fingerprint)
-    for line in [*startup_lines(made, state, frozen, flags, resumed=feed_state is not None), *data.lines(config)]:
+    for line in [*startup_lines(made, state, frozen, flags, resumed=feed_state is not None), *data.lines(config, tuned.soft())]:
         hosts.say(line)
     update = jit_step(make_update(config, tuned, made.objective, made.optimizer), state, setup.compiler_options(config, mesh))
     with jax.set_mesh(mesh), contextlib.closing(feed):
@@ -307,7 +325,7 @@ def startup_lines(made: Run, state: Any, frozen: Any, flags: str, resumed: bool)
 
 def _score(made: Run, frozen: Any, name: str, state: Any) -> dict[str, float]:
     """The metrics of the state's weights (the moving average if there is one) on one validation set."""
-    rows = made.data.eval_reader(made.config, name)
+    rows = made.data.eval_reader(made.config, name, made.tuned.soft())
     return made.scorer(made.tuned.whole(weights(state), frozen), inputs.eval_batches(made.config, made.mesh, rows))
 
 

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.models import peft
 from jaxllm.models.adapted import Adapted
 from jaxllm.models.model import Model
 from jaxllm.ops import quantize
 from jaxllm.parallel import rules
+from jaxllm.stages.recipe import Soft
 from jaxllm.training.step import purpose_key
 
 OPTIONS = ("rank", "alpha", "targets", "dropout", "length", "layers")  # keys of `peft` that a method takes by these names
+TEXTS = ("text", "labels")  # options that a config gives as text, and a method takes as ids
 
 
 class Tuned(NamedTuple):
@@ -63,6 +66,12 @@ class Tuned(NamedTuple):
         """The base as it is kept in memory."""
         return base if self.quantize == "none" else quantize.quantize_params(base, self.quantize)
 
+    def soft(self) -> Soft | None:
+        """The soft tokens that stand in front of examples, where the method has any."""
+        if self.method is None or not self.method.num_soft:
+            return None
+        return Soft(self.method.num_soft, self.model.config.vocab_size, self.method.num_tasks)
+
     def relayout(self, tree: Any, scan_layers: bool) -> Any:
         """A tree of what is trained, with the layers in the wanted layout."""
         return self.model.relayout(tree, scan_layers) if self.method is None else self.method.relayout(tree, scan_layers)
@@ -78,23 +87,35 @@ def key(config: ConfigDict) -> jax.Array:
     return purpose_key(config.seed, "peft", 0)
 
 
-def make(config: ConfigDict, model: Model) -> Tuned:
+def make(config: ConfigDict, model: Model, tokenizer: Tokenizer | None = None) -> Tuned:
     """What a config trains.
+
+    Args:
+      config: resolved.
+      model: the whole model.
+      tokenizer: for options that are texts; None: where only shapes matter.
 
     Raises:
       ValueError: an unknown method, or options that it does not take.
     """
     section = config.peft
+    given = {name: section[name] for name in OPTIONS if section[name] not in (None, [], ())} | section.options.to_dict()
     if not section.name:
-        given = [name for name in OPTIONS if section[name] not in (None, [], ())]
-        if given or section.quantize != "none" or section.options:
-            name = given[0] if given else "quantize" if section.quantize != "none" else "options"
-            raise ValueError(
-                f"peft.{name}={section[name]!r} without peft.name tunes nothing. Choose peft.name from: {', '.join(peft.METHODS)}."
-            )
+        if given or section.quantize != "none":
+            key, value = next(iter(given.items()), ("quantize", section.quantize))
+            raise ValueError(f"peft.{key}={value!r} without peft.name tunes nothing. Choose peft.name from: {', '.join(peft.METHODS)}.")
         return Tuned(model)
-    options = {name: section[name] for name in OPTIONS if section[name] not in (None, [], ())} | section.options.to_dict()
-    return Tuned(model, peft.make(model, section.name, **options), section.quantize)
+    for name in TEXTS:
+        if name in given:
+            given[name] = _ids(given[name], tokenizer)
+    return Tuned(model, peft.make(model, section.name, **given), section.quantize)
+
+
+def _ids(said: Any, tokenizer: Tokenizer | None) -> Any:
+    """A text as its ids, a list of texts as theirs; ids as they are."""
+    if isinstance(said, str):
+        return (0,) if tokenizer is None else tuple(tokenizer.encode(said).tolist())
+    return tuple(_ids(one, tokenizer) for one in said) if isinstance(said, list | tuple) else said
 
 
 def lines(tuned: Tuned, state: Any, still: Any) -> list[str]:
