@@ -17,7 +17,7 @@ class WrongDialogue(ValueError):
     """A row that cannot be trained on: where it is, and what is wrong with it."""
 
     def __init__(self, dialogue: "Dialogue", problem: str):
-        super().__init__(f"{dialogue.where or 'a dialogue'} {problem}.")
+        super().__init__(f"{dialogue.where or 'This conversation'} {problem}.")
         self.where, self.problem = dialogue.where, problem
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -48,10 +47,6 @@ class Tokenizer(Protocol):
 
     def special_tokens(self) -> dict[str, int]:
         """The names and ids of all special tokens, which `encode` reads as ordinary text."""
-        ...
-
-    def encode_template(self, text: str) -> np.ndarray:
-        """The ids of what a chat template rendered: special tokens by their names, int32 [n]."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -119,9 +114,6 @@ class ByteTokenizer:
 
     def special_tokens(self) -> dict[str, int]:
         return {}
-
-    def encode_template(self, text: str) -> np.ndarray:
-        return self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
@@ -199,12 +191,6 @@ class SentencePieceTokenizer:
 
     def special_tokens(self) -> dict[str, int]:
         return {self._sp.id_to_piece(i): i for i in range(self.vocab_size) if self._sp.is_control(i)}
-
-    def encode_template(self, text: str) -> np.ndarray:
-        names = [self._sp.id_to_piece(i) for i in range(self.vocab_size) if self._sp.is_control(i)]
-        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
-        ids = [[self._sp.piece_to_id(part)] if part in names else self.encode(part).tolist() for part in parts if part]
-        return np.asarray([i for part in ids for i in part], np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
@@ -312,13 +298,6 @@ class JsonTokenizer:
         marked = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         own = {i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None}
         return {self._tokenizer.id_to_token(i): i for i in sorted(marked | own)}
-
-    def encode_template(self, text: str) -> np.ndarray:
-        self._tokenizer.encode_special_tokens = False
-        try:
-            return self.encode(text)
-        finally:
-            self._tokenizer.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
