@@ -131,24 +131,23 @@ class Order:
     def elements(self, start: int, stop: int) -> Elements:
         """Elements [start, stop)."""
         if self._mixture is None:
-            names = [source.name for source in self.sources]
-            place, epoch = self._shuffled(np.arange(start, stop), self.total, *names)
+            names = tuple(source.name for source in self.sources)
+            place, epoch = self._shuffled(np.zeros(stop - start, np.int64), np.arange(start, stop), [names], np.asarray([self.total]))
             source = np.searchsorted(self._firsts, place, side="right") - 1
             return Elements(source, place - self._firsts[source], epoch)
         source, count = self._mixture.places(start, stop)
-        item, epoch = np.empty_like(count), np.empty_like(count)
-        for number in np.unique(source).tolist():
-            mine = source == number
-            item[mine], epoch[mine] = self._shuffled(count[mine], int(self.counts[number]), self.sources[number].name)
+        item, epoch = self._shuffled(source, count, [(source.name,) for source in self.sources], self.counts)
         return Elements(source, item, epoch)
 
-    def _shuffled(self, count: np.ndarray, length: int, *names: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where each count lands within its epoch of `length`, and which epoch that is."""
-        epoch, index = np.divmod(count, length)
+    def _shuffled(
+        self, group: np.ndarray, count: np.ndarray, names: Sequence[tuple[str, ...]], sizes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where each count lands within its group's epoch, and which epoch that is; groups have names and sizes."""
+        epoch, index = np.divmod(count, sizes[group])
         if self.seed is not None:
-            for number in np.unique(epoch).tolist():
-                now = epoch == number
-                index[now] = shuffled(index[now], length, shuffle_key(self.seed, *names, number))
+            pairs, which = np.unique(np.stack([group, epoch]), axis=1, return_inverse=True)
+            keys = np.asarray([shuffle_key(self.seed, *names[number], when) for number, when in pairs.T.tolist()], np.uint64)
+            index = shuffled(index, sizes[group], keys[which.reshape(-1)])
         return index, epoch
 
     def lengths(self, elements: Elements) -> np.ndarray:

@@ -51,14 +51,13 @@ def example_row(sources: Sequence[Source], elements: Elements, length: int, turn
       sources: where the examples are from.
       elements: the examples, in their order.
       length: of the row; what is left is padding, of segment 0.
-      turns: whether `turns` is among the fields: which of the row's messages a token belongs to (they count on from one example to the
-        next, as `ExampleReader.roles` lists them); -1: none.
+      turns: whether `turns` is among the fields: which message of its segment a token belongs to; -1: none.
 
     Returns:
       arrays [length] with the dtypes of `pipeline.FIELDS`; turns int32.
     """
     row = empty_row(length) | ({"turns": np.full(length, -1, np.int32)} if turns else {})
-    start, before = 0, 0
+    start = 0
     for segment, (number, item) in enumerate(zip(elements.source.tolist(), elements.item.tolist(), strict=True), 1):
         source = sources[number]
         example = source.examples.example(int(source.kept[item]))
@@ -71,9 +70,7 @@ def example_row(sources: Sequence[Source], elements: Elements, length: int, turn
         row["segments"][start:stop] = segment
         row["positions"][start:stop] = np.arange(stop - start)
         if turns:
-            of_message = example.turns[: source.room]
-            row["turns"][first:stop] = np.where(of_message < 0, -1, of_message + before)
-            before += len(example.roles)
+            row["turns"][first:stop] = example.turns[: source.room]
         start = stop
     return row
 
@@ -141,9 +138,9 @@ class ExampleReader:
         """The examples in a row of the global batch of a step."""
         return placed(self.sources, self.layout.find(step, row)[1])
 
-    def roles(self, step: int, row: int) -> tuple[str, ...]:
-        """The roles of a row's messages: what its field `turns` counts."""
-        return tuple(role for held in self.place(step, row) for role in held.roles)
+    def roles(self, step: int, row: int) -> list[tuple[str, ...]]:
+        """The roles of the messages of each segment of a row, from segment 1 on: what its field `turns` counts."""
+        return [example.roles for example in self.place(step, row)]
 
     def epochs(self, step: float) -> dict[str, float]:
         """How often each source has been gone through after `step` batches."""
