@@ -67,6 +67,18 @@ def told(params: "Params | Adapted", tokens: Tokens, ids: jax.Array, adapter: ja
     return tokens._replace(adapter=adapter, soft=ids - vocab_size, inner=inner)
 
 
+def num_soft(params: "Params | Adapted") -> int:
+    """How many ids there are beyond the vocabulary."""
+    prompt = split(params)[1].get("embedding", {}).get("prompt")
+    return 0 if prompt is None else prompt.count
+
+
+def num_stacked(params: "Params | Adapted") -> int:
+    """How many adapters a row may choose from; 0: there is no choice."""
+    found = jax.tree.leaves(split(params)[1], is_leaf=lambda x: isinstance(x, Adapter))
+    return max((getattr(one, "num_stacked", 0) for one in found), default=0)
+
+
 def entries(module: nn.Module) -> tuple[Adapter, ...]:
     """The adapters that a module without children of its own has, by name."""
     found = module.variables.get(COLLECTION, {})

@@ -85,8 +85,8 @@ class Bias(Adapter):
         """See `Adapter.merged`."""
         if "bias" not in params:
             raise ValueError(
-                f"A bias of shape {self.value.shape} has no bias in the base to be merged into. Keep the adapters beside the base, or choose a"
-                " base with model.qkv_bias, output_bias, mlp_bias and norm='layernorm'."
+                f"A bias of shape {self.value.shape} has no bias in the base to be merged into. Keep the adapters beside the base, or"
+                " choose a base with model.qkv_bias, output_bias, mlp_bias and norm='layernorm'."
             )
         return {**params, "bias": (params["bias"].astype(jnp.float32) + self.value).astype(params["bias"].dtype)}
 
@@ -169,13 +169,10 @@ class Houlsby(Peft):
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"Unknown peft.activation={self.activation!r}. Choose one of: {', '.join(ACTIVATIONS)}.{nearest(self.activation, ACTIVATIONS)}"
-            )
+            near = nearest(self.activation, ACTIVATIONS)
+            raise ValueError(f"Unknown peft.activation={self.activation!r}. Choose one of: {', '.join(ACTIVATIONS)}.{near}")
         if not 0 < self.reduction <= self.model.config.width:
-            raise ValueError(
-                f"peft.reduction={self.reduction} leaves no inner width. Choose from 1 to model.width={self.model.config.width}."
-            )
+            raise ValueError(f"peft.reduction={self.reduction} leaves no inner width. Choose up to model.width={self.model.config.width}.")
 
     @property
     def inner(self) -> int:
@@ -200,7 +197,7 @@ class Houlsby(Peft):
     def layer_axes(self) -> Params:
         """See `Peft.layer_axes`."""
         axes: Any = (("embed", "rank"), ("rank",), ("rank", "embed"), ("norm",))
-        return {place: Bottleneck(*axes, self.activation, self.scale) for place in self.PLACES}
+        return {place: Bottleneck(axes[0], axes[1], axes[2], axes[3], self.activation, self.scale) for place in self.PLACES}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,10 +138,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, *operands: jax.Array, tokens: Tokens | None = None) -> jax.Array:
-        kernel = self.get_variable("params", "kernel")
-        if kernel is None or isinstance(
-            kernel, jax.Array | np.ndarray
-        ):  # else a record whose `astype` gives the array, such as a quantised one
+        kernel: Any = self.get_variable("params", "kernel")
+        if kernel is None or isinstance(kernel, jax.Array | np.ndarray):  # else a record whose `astype` gives the array: a quantised kernel
             kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
         adapters = entries(self)
 

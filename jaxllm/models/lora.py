@@ -130,6 +130,11 @@ class Stack(Adapter):
     b: jax.Array
     scales: jax.Array
 
+    @property
+    def num_stacked(self) -> int:
+        """How many there are."""
+        return self.scales.shape[-1]
+
     def product(self, y: jax.Array, x: jax.Array, dense: Any, kernel: Any, tokens: Tokens | None) -> jax.Array:
         """See `Adapter.product`."""
         num_inputs, dtype, row = self.a.ndim - 2, dense.compute.dtype, dense.equation[0]

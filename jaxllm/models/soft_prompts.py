@@ -26,6 +26,11 @@ class Prompt(Adapter):
 
     table: jax.Array
 
+    @property
+    def count(self) -> int:
+        """How many soft tokens there are."""
+        return self.table.shape[0]
+
     def vectors(self, index: jax.Array, width: int, dtype: str) -> jax.Array:
         """[B, T, D] for int32 [B, T], where it is not negative."""
         return look_up(self.table, jnp.maximum(index, 0), dtype, ("soft", "embed"))
@@ -139,7 +144,9 @@ class SoftPeft(Peft):
 
 @dataclass(frozen=True)
 class PromptTuning(SoftPeft):
-    """Prompt tuning (arXiv 2104.08691): only the vectors of soft tokens in front of the text learn. The paper's optimizer is adafactor at 0.3.
+    """Prompt tuning (arXiv 2104.08691): only the vectors of soft tokens in front of the text learn.
+
+    The paper's optimizer is adafactor at a constant 0.3 without `parameter_scale`, weight decay 1e-5.
 
     Attributes:
       start: "uniform" between -0.5 and 0.5; "vocab", rows of the embedding drawn from `frequent`; "labels", the mean vector of each of
@@ -161,14 +168,12 @@ class PromptTuning(SoftPeft):
         needed = {"labels": self.labels, "text": self.text}.get(self.start)
         if needed is not None and not 0 < len(needed) <= self.length:
             raise ValueError(
-                f"peft.start={self.start!r} has {len(needed)} {self.start} for peft.length={self.length}. Give 1 to {self.length}."
+                f"peft.start={self.start!r} with {len(needed)} {self.start} and peft.length={self.length}. Give 1 to {self.length}."
             )
         given = [id for ids in (self.frequent or (), self.text, *self.labels) for id in ids]
         vocab = self.model.config.vocab_size
         if self.frequent == () or () in self.labels or not all(0 <= id < vocab for id in given):
-            raise ValueError(
-                f"peft.frequent, labels or text are empty or have ids outside of 0 to {vocab - 1}. Give ids of the vocabulary."
-            )
+            raise ValueError(f"peft.frequent, labels or text: empty, or ids outside of 0 to {vocab - 1}. Give ids of the vocabulary.")
 
     def stem(self, rng: jax.Array, base: Params) -> Params:
         """See `Peft.stem`."""
@@ -185,7 +190,7 @@ class PromptTuning(SoftPeft):
         if self.start == "uniform":
             return jax.random.uniform(rng, (self.length, table.shape[1]), minval=-0.5, maxval=0.5)
         if self.start == "text":
-            return table[jnp.resize(jnp.array(self.text), self.length)]
+            return table[jnp.resize(jnp.array(self.text), (self.length,))]
         first = [jnp.mean(table[jnp.array(ids)], 0) for ids in self.labels] if self.start == "labels" else []
         frequent = range(min(5000, table.shape[0])) if self.frequent is None else self.frequent
         rest = jax.random.choice(rng, jnp.array(frequent), (self.length - len(first),), replace=self.length > len(frequent))
@@ -249,11 +254,13 @@ class PrefixTuning(SoftPeft):
             return adapters
         inner = adapters["prefix"].inner()
 
+        def made(found):
+            return found.rows(inner)
+
         def fold(found):
             if not isinstance(found, MadePrefix):
                 return found
-            rows = lambda made: Prefix(*made.rows(inner))
-            return jax.vmap(rows)(found) if found.keys.ndim == 4 else rows(found)
+            return Prefix(*(jax.vmap(made)(found) if found.keys.ndim == 4 else made(found)))
 
         kept = {name: tree for name, tree in adapters.items() if name != "prefix"}
         return jax.tree.map(fold, kept, is_leaf=lambda x: isinstance(x, Adapter))
