@@ -166,7 +166,7 @@ class Dense(nn.Module):
         return y
 
     def _kernel(self) -> Any:
-        given = self.get_variable("params", "kernel")
+        given: Any = self.get_variable("params", "kernel")
         if isinstance(given, Quantized):  # Flax's own look-up would compare its arrays with the shape of a plain one
             assert given.shape == self.shape, (given.shape, self.shape)
             return given
