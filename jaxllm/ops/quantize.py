@@ -33,6 +33,10 @@ class Quantized:
 
     kind: ClassVar[str]
 
+    def astype(self, dtype: Any) -> jax.Array:
+        """The kernel, dequantised."""
+        return dequantize(self, dtype)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the kernel."""
@@ -117,6 +121,8 @@ def _to_scales(largest: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _from_nf4(record: NF4) -> jax.Array:
+    if record.offset.ndim:  # stacked layers
+        return jax.vmap(_from_nf4)(record)
     dim, shape = record.codes.ndim + record.along, record.codes.shape
     bytes_ = record.codes.reshape(*shape[:dim], -1, BLOCK // 2, *shape[dim + 1 :])
     unit = jnp.concatenate([_level(bytes_ & 15), _level(bytes_ >> 4)], dim + 1)
@@ -181,6 +187,16 @@ def quantize(kernel: jax.Array, kind: str, along: tuple[int, ...]) -> Quantized:
 def dequantize(record: Quantized, dtype: jnp.dtype | str) -> jax.Array:
     """The kernel again, computed in float32 and cast to `dtype`; it is off by at most its rounding."""
     return KINDS[record.kind][1](record).astype(dtype)
+
+
+def is_quantized(leaf: Any) -> bool:
+    """For `jax.tree.map(is_leaf=...)`."""
+    return isinstance(leaf, Quantized)
+
+
+def whole(tree: Any, dtype: jnp.dtype | str = "float32") -> Any:
+    """A tree whose quantised kernels are plain arrays again."""
+    return jax.tree.map(lambda leaf: dequantize(leaf, dtype) if is_quantized(leaf) else leaf, tree, is_leaf=is_quantized)
 
 
 def bits(record: Quantized) -> float:
