@@ -29,7 +29,9 @@ def jsd(student: jax.Array, teacher: jax.Array, *, beta: float = 0.5) -> jax.Arr
       ValueError: b is not inside (0, 1).
     """
     if not 0 < beta < 1:
-        raise ValueError(f"beta={beta} of jsd is not in (0, 1), where it is 0 for all. Choose forward_kl (their limit at 0) or reverse_kl (at 1).")
+        raise ValueError(
+            f"beta={beta} of jsd is not in (0, 1), where it is 0 for all. Choose forward_kl (their limit at 0) or reverse_kl (at 1)."
+        )
     mixture = jnp.logaddexp(student + jnp.log1p(-beta), teacher + jnp.log(beta))
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
 

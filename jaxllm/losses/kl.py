@@ -75,7 +75,9 @@ def kl_term(
     """
     check_choice("KL estimator", estimator, ESTIMATORS)
     if (estimator, corrected) == ("k1", False):
-        raise ValueError("kl estimator 'k1' in the loss has a gradient of 0 on average. Choose 'k2', or corrected=True, or put it in the reward.")
+        raise ValueError(
+            "kl estimator 'k1' in the loss has a gradient of 0 on average. Choose 'k2', or corrected=True, or put it in the reward."
+        )
     if (estimator, corrected) == ("k2", True):
         raise ValueError("kl estimator 'k2' has the right gradient as it is. Choose corrected=False, or 'k3'.")
     log_probs, reference = trained(log_probs, weights), jax.lax.stop_gradient(trained(reference, weights))

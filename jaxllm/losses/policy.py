@@ -50,10 +50,12 @@ def policy_totals(weights: jax.Array, shares: jax.Array) -> Report:
     return {name: total for name in ("policy", "kl", "entropy")} | {name: tokens for name in reports}
 
 
-def clip(log_probs: jax.Array, log_ratio: jax.Array, advantages: jax.Array, *, low: float = 0.2, high: float = 0.2, dual: float | None = None):
+def clip(
+    log_probs: jax.Array, log_ratio: jax.Array, advantages: jax.Array, *, low: float = 0.2, high: float = 0.2, dual: float | None = None
+):
     """max(-A r, -A clip(r, 1 - low, 1 + high)) (PPO, arXiv 1707.06347, eq. 7; high > low is DAPO's clip-higher, arXiv 2503.14476, eq. 10).
 
-    dual: where A < 0 the loss is at most -dual * A (dual-clip PPO, arXiv 1912.09729, eq. 5; usually 3; TRL calls it delta).
+    dual: where A < 0 the loss is at most -dual * A (dual-clip PPO, arXiv 1912.09729; usually 3; TRL calls it delta).
     """
     ratio = bounded_exp(log_ratio)
     plain, clipped = -advantages * ratio, -advantages * jnp.clip(ratio, 1 - low, 1 + high)
@@ -76,7 +78,7 @@ def cispo(log_probs: jax.Array, log_ratio: jax.Array, advantages: jax.Array, *, 
 
 
 def reinforce(log_probs: jax.Array, log_ratio: jax.Array, advantages: jax.Array):
-    """-A log pi, for samples that serve one update (Williams 1992; RLOO, arXiv 2402.14740, eq. 6; ReMax)."""
+    """-A log pi, for samples that serve one update (Williams 1992; RLOO, arXiv 2402.14740; ReMax, arXiv 2310.10505)."""
     return -advantages * log_probs, {}
 
 

@@ -137,4 +137,3 @@ def pick_best(rewards: jax.Array, best: jax.Array, there: jax.Array, weights: ja
     picked = jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0]
     nats = jax.nn.logsumexp(jnp.where(weights[:, None] != 0, scores, 0.0), axis=1) - jnp.where(weights != 0, picked, 0.0)
     return {"reward": Term(weighted_sum(nats, weights))}, {"accuracy": weighted_sum(jnp.argmax(scores, axis=1) == best, weights)}
-
