@@ -22,8 +22,8 @@ def reverse_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
 def jsd(student: jax.Array, teacher: jax.Array, *, beta: float = 0.5) -> jax.Array:
     """b KL(P || M) + (1 - b) KL(Q || M), M = b P + (1 - b) Q, teacher P, student Q (GKD, arXiv 2306.13649, eq. 1).
 
-    Divided by b it tends to the forward KL as b goes to 0, divided by 1 - b to the reverse as b goes to 1; at the ends themselves it is 0, so
-    they are refused. (TRL's beta=0 and beta=1 are our `forward_kl` and `reverse_kl`.)
+    Divided by b it tends to the forward KL as b goes to 0, divided by 1 - b to the reverse as b goes to 1; at the ends themselves it is 0,
+    so they are refused. (TRL's beta=0 and beta=1 are our `forward_kl` and `reverse_kl`.)
 
     Raises:
       ValueError: b is not inside (0, 1).

@@ -22,8 +22,9 @@ def importance_weights(
 ) -> tuple[jax.Array, Report]:
     """w = pi / pi_sampler, held within bounds; no gradient.
 
-    "truncate" at "token" is TIS, min(w, C); "mask" at "token" with floor=0.5, cap=5 is IcePop; "mask" at "geometric" with 0.999 and 1.002 is the
-    sequence mask of NeMo-RL and verl. Both distributions must be over the same tokens: a sampler's top-p changes its log-probabilities.
+    "truncate" at "token" is TIS, min(w, C); "mask" at "token" with floor=0.5, cap=5 is IcePop; "mask" at "geometric" with 0.999 and 1.002
+    is the sequence mask of NeMo-RL and verl. Both distributions must be over the same tokens: a sampler's top-p changes its
+    log-probabilities.
 
     Args:
       log_probs: float [B, T], of the sampled tokens in the training graph, before the first update on them.
@@ -36,8 +37,8 @@ def importance_weights(
 
     Returns:
       weights: float32 [B, T], 0 outside the mask.
-      report: sums over tokens: "importance", "importance_bounded" (outside the bounds), "importance_kept" (not 0: where the share is small, most
-        of the batch trains nothing). Totals in `importance_totals`.
+      report: sums over tokens: "importance", "importance_bounded" (outside the bounds), "importance_kept" (not 0: where the share is small,
+        most of the batch trains nothing). Totals in `importance_totals`.
 
     Raises:
       ValueError: an unknown level or mode; bounds that hold nothing.
@@ -63,4 +64,4 @@ def importance_weights(
 def importance_totals(mask: jax.Array) -> Report:
     """What the report of `importance_weights` is divided by: the tokens of the whole batch."""
     tokens = jnp.sum(mask != 0, dtype=jnp.float32)
-    return {name: tokens for name in ("importance", "importance_bounded", "importance_kept")}
+    return dict.fromkeys(("importance", "importance_bounded", "importance_kept"), tokens)

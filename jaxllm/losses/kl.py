@@ -54,9 +54,9 @@ def kl_term(
 ) -> tuple[Terms, Report]:
     """The KL from the reference as a term of the loss. What is logged under "kl" is what is trained.
 
-    Differentiating an estimate is not estimating the derivative: k1's gradient is 0 on average and is refused, k2's is right on-policy, k3's
-    (GRPO, arXiv 2402.03300, eq. 4) is that of the KL the other way round. corrected=True multiplies by pi / pi_old, whose value is 1 on-policy
-    and whose gradient makes that of k1 and k3 right (arXiv 2506.09477; TRL's use_bias_correction_kl, NeMo-RL); k2 needs none.
+    Differentiating an estimate is not estimating the derivative: k1's gradient is 0 on average and is refused, k2's is right on-policy,
+    k3's (GRPO, arXiv 2402.03300, eq. 4) is that of the KL the other way round. corrected=True multiplies by pi / pi_old, whose value is 1
+    on-policy and whose gradient makes that of k1 and k3 right (arXiv 2506.09477; TRL's use_bias_correction_kl, NeMo-RL); k2 needs none.
 
     Args:
       log_probs: float [B, T], with the gradient.

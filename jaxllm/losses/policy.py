@@ -21,7 +21,7 @@ def token_weights(mask: jax.Array, *, over: str = "token", constant: float = 1.0
     Args:
       mask: bool or 0/1 [B, T], the policy's own tokens that are trained.
       over: "token": the mean over all tokens of the batch (DAPO, arXiv 2503.14476; TRL's dapo). "sequence": the mean over rows of the rows'
-        means (GRPO, arXiv 2402.03300). "constant": the sum over tokens / constant, its mean over rows (Dr. GRPO, arXiv 2503.20783, constant =
+        means (GRPO, arXiv 2402.03300). "constant": the sum over tokens / constant, its mean over rows (Dr. GRPO, arXiv 2503.20783, the
         longest completion; with constant=1 a row's log-probability counts whole, as in REINFORCE and RLOO).
       constant: for over="constant".
 
@@ -47,7 +47,7 @@ def policy_totals(weights: jax.Array, shares: jax.Array) -> Report:
     """What the sums of `policy`, `kl_term` and `entropy_term` are divided by: the shares of the whole batch; for the report its tokens."""
     total, tokens = jnp.sum(shares, dtype=jnp.float32), jnp.sum(weights != 0, dtype=jnp.float32)
     reports = ("ratio", "clipped_high", "clipped_low", "clipped_dual", "approx_kl", "approx_kl_k3")
-    return {name: total for name in ("policy", "kl", "entropy")} | {name: tokens for name in reports}
+    return dict.fromkeys(("policy", "kl", "entropy"), total) | dict.fromkeys(reports, tokens)
 
 
 def clip(
@@ -122,15 +122,15 @@ def policy(
       advantages: float [B, T], or [B, 1] for all tokens of a row. No gradient goes through them.
       weights: float [B, T], from `token_weights`.
       surrogate: from `SURROGATES`.
-      old: float [B, T], the log-probabilities at the first of the updates that the samples serve; None: this is the only one, the ratio is 1.
+      old: float [B, T], the log-probabilities at the first of the updates that the samples serve; None: it is the only one, the ratio 1.
       level: what the ratio is of, from `LEVELS`: "token", "sequence", "sequence_token".
       importance: float [B, T], factors from `importance.importance_weights` for samples of another policy; None: 1.
       options: of the surrogate.
 
     Returns:
       terms: "policy".
-      report: sums over tokens of "ratio" (of the level), "clipped_high", "clipped_low", "clipped_dual" (where the clip ended a gradient), "approx_kl"
-        and "approx_kl_k3" (KL(old || new), from the tokens' ratios, k1 and k3). Totals of all in `policy_totals`.
+      report: sums over tokens of "ratio" (of the level), "clipped_high", "clipped_low", "clipped_dual" (where the clip ended a gradient),
+        "approx_kl" and "approx_kl_k3" (KL(old || new), from the tokens' ratios, k1 and k3). Totals of all in `policy_totals`.
 
     Raises:
       ValueError: an unknown level.

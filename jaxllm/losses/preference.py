@@ -52,9 +52,9 @@ def _delta(pairs: Pairs, beta: float, reduction: str = "sum") -> jax.Array:
 def dpo(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.0, reduction: str = "sum") -> jax.Array:
     """-(1 - e) log s(d) - e log s(-d), d = beta * difference of the log-ratios (Rafailov et al., arXiv 2305.18290, eq. 7).
 
-    With label_smoothing e > 0 it is cDPO (Mitchell 2023), of labels that are wrong with probability e. reduction="mean" divides each log-ratio
-    by its completion's length (Tulu 3's dpo_norm, TRL's sigmoid_norm). SPIN (arXiv 2401.01335, eq. 4.7) is this loss with people's
-    answers chosen, the last iterate's samples rejected and the last iterate as reference.
+    With label_smoothing e > 0 it is cDPO (Mitchell 2023), of labels that are wrong with probability e. reduction="mean" divides each
+    log-ratio by its completion's length (Tulu 3's dpo_norm, TRL's sigmoid_norm). SPIN (arXiv 2401.01335, eq. 4.7) is this loss with
+    people's answers chosen, the last iterate's samples rejected and the last iterate as reference.
     """
     delta = _delta(pairs, beta, reduction)
     return -(1 - label_smoothing) * log_sigmoid(delta) - label_smoothing * log_sigmoid(-delta)
@@ -106,7 +106,7 @@ def simpo(pairs: Pairs, *, beta: float = 2.0, gamma: float = 1.0) -> jax.Array:
 
 
 def orpo(pairs: Pairs, *, beta: float = 0.1) -> jax.Array:
-    """-beta log s(log odds(y_w) - log odds(y_l)) of the mean log-probabilities (arXiv 2403.07691, eq. 7; beta is their lambda); with an NLL term.
+    """-beta log s(log odds(y_w) - log odds(y_l)) of the mean log-probabilities (arXiv 2403.07691, eq. 7; beta: their lambda).
 
     A mean above -1e-6 counts as -1e-6: the odds of a certain completion are infinite.
     """
@@ -127,7 +127,7 @@ def apo_down(pairs: Pairs, *, beta: float = 0.1) -> jax.Array:
 
 
 def sppo(pairs: Pairs, *, beta: float = 0.001) -> jax.Array:
-    """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2: SPPO with win rates of 1 and 0 ("hard"; arXiv 2405.00675, eq. 4.7, eta = 1 / beta)."""
+    """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2: SPPO with win rates 1 and 0 (arXiv 2405.00675, eq. 4.7, eta = 1 / beta)."""
     chosen, rejected = log_ratios(pairs)
     return jnp.square(chosen - 0.5 / beta) + jnp.square(rejected + 0.5 / beta)
 
@@ -139,13 +139,13 @@ def nca(pairs: Pairs, *, beta: float = 0.1) -> jax.Array:
 
 
 def bco(pairs: Pairs, *, beta: float = 0.1) -> jax.Array:
-    """-log s(b r_w) - log s(-b r_l), a binary classifier of pairs (arXiv 2404.04656) without reward shift; see `unpaired.bco` for the shift."""
+    """-log s(b r_w) - log s(-b r_l), a binary classifier of pairs (arXiv 2404.04656) without its shift (see `unpaired.bco`)."""
     chosen, rejected = (beta * ratio for ratio in log_ratios(pairs))
     return -log_sigmoid(chosen) - log_sigmoid(-rejected)
 
 
 def exo(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> jax.Array:
-    """KL(p_theta || p_labels) over the pair, p_theta = (s(d), s(-d)), p_labels = (1 - e, e): reverse where DPO is forward (arXiv 2402.00856, eq. 16).
+    """KL((s(d), s(-d)) || (1 - e, e)): of the policy's preference from the labels', where DPO has the reverse (arXiv 2402.00856, eq. 16).
 
     Raises:
       ValueError: e is not inside (0, 1): the divergence from certain labels is infinite.
@@ -202,14 +202,14 @@ def preference(
       weights: float [B], 0 where a pair is dropped or padding.
       row: from `LOSSES`.
       nll: coefficient of the NLL of the chosen; None: the row's own. RPO (arXiv 2404.19733, eq. 1) is dpo with nll=1, nll_over="sequence".
-      nll_over: what the NLL is a mean over: "token", all chosen tokens of the batch (TRL); "sequence", the mean of the rows' means; "sum", the
-        mean over rows of the sum (as CPO's paper has it).
+      nll_over: what the NLL is a mean over: "token", all chosen tokens of the batch (TRL); "sequence", the mean of the rows' means; "sum",
+        the mean over rows of the sum (as CPO's paper has it).
       options: of the row's loss.
 
     Returns:
       terms: "preference" and, if asked for, "nll", in nats.
-      report: "accuracy" (ties count half), "margin", "reward_chosen", "reward_rejected": the implied rewards times beta, where the loss has one.
-        All have totals in `preference_totals`.
+      report: "accuracy" (ties count half), "margin", "reward_chosen", "reward_rejected": the implied rewards times beta, where the loss has
+        one. All have totals in `preference_totals`.
     """
     check_choice("nll_over", nll_over, NLL_REDUCTIONS)
     pairs = Pairs(*(trained(field, weights) for field in pairs))
@@ -234,7 +234,7 @@ def preference_totals(weights: jax.Array, chosen_lengths: jax.Array, *, nll_over
     check_choice("nll_over", nll_over, NLL_REDUCTIONS)
     rows = jnp.sum(weights, dtype=jnp.float32)
     names = ("preference", "accuracy", "margin", "reward_chosen", "reward_rejected")
-    return {name: rows for name in names} | {"nll": weighted_sum(chosen_lengths, weights) if nll_over == "token" else rows}
+    return dict.fromkeys(names, rows) | {"nll": weighted_sum(chosen_lengths, weights) if nll_over == "token" else rows}
 
 
 def _means(pairs: Pairs) -> tuple[jax.Array, jax.Array]:

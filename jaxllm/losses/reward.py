@@ -76,7 +76,7 @@ def bradley_terry(
 
 
 def pair_totals(weights: jax.Array, tied: jax.Array | None = None) -> Report:
-    """What the sums of `bradley_terry` are divided by, of the whole batch: its weight; for accuracy and margin that of the pairs not tied."""
+    """What the sums of `bradley_terry` are divided by, of the whole batch: its weight; for accuracy and margin, without ties."""
     total = jnp.sum(weights, dtype=jnp.float32)
     decided = total if tied is None else jnp.sum(weights * ~tied, dtype=jnp.float32)
     return {"reward": total, "centering": total, "reward_mean": total, "accuracy": decided, "margin": decided}
@@ -85,8 +85,9 @@ def pair_totals(weights: jax.Array, tied: jax.Array | None = None) -> Report:
 def ranking(rewards: jax.Array, ranks: jax.Array, weights: jax.Array, *, centering: float = 0.0) -> tuple[Terms, Report]:
     """-log s(r_w - r_l) of all pairs of each prompt's K answers, each weighing 1 / C(K, 2) (InstructGPT, arXiv 2203.02155, eq. 1).
 
-    A prompt's answers stay together in one row, so that they are one element of the batch (shuffled among others' as pairs they overfit, says
-    the paper). Pairs of equal rank are dropped, and a prompt weighs 1 whatever number of its pairs is left: for K ranked answers, 1 / C(K, 2).
+    A prompt's answers stay together in one row, so that they are one element of the batch (shuffled among others' as pairs they overfit,
+    says the paper). Pairs of equal rank are dropped, and a prompt weighs 1 whatever number of its pairs is left: for K ranked answers, 1 /
+    C(K, 2).
 
     Args:
       rewards: float [P, K], of K answers to each of P prompts.

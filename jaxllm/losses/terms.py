@@ -26,9 +26,9 @@ Terms = dict[str, Term]
 Report = dict[str, jax.Array]
 
 
-def trained(values: jax.Array, weights: jax.Array) -> jax.Array:
+def trained(values: jax.Array | float, weights: jax.Array) -> jax.Array:
     """The values in float32, 0 where the weight is 0: what stands there (it may be -inf or NaN) is never looked at."""
-    return jnp.where(weights != 0, jnp.asarray(values).astype(jnp.float32), 0.0)
+    return jnp.where(weights != 0, jnp.asarray(values, jnp.float32), 0.0)
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:

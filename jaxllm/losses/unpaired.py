@@ -43,7 +43,7 @@ def bco(log_ratios: jax.Array, desirable: jax.Array, baseline: jax.Array | float
 
 
 def apo_zero(log_ratios: jax.Array, desirable: jax.Array, baseline: jax.Array | float = 0.0, *, beta: float = 0.1) -> jax.Array:
-    """1 - s(beta r) of the desirable, s(beta r) of the others: KTO without a baseline (arXiv 2408.06266, eq. 7, unpaired). It reads none."""
+    """1 - s(beta r) of the desirable, s(beta r) of the others: no baseline is read (arXiv 2408.06266, eq. 7, unpaired)."""
     return sigmoid(jnp.where(desirable, -beta, beta) * log_ratios)
 
 

@@ -39,7 +39,7 @@ def value_totals(weights: jax.Array, shares: jax.Array) -> Report:
 
 
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
-    """1 - Var(R - V) / Var(R) over the mask of the WHOLE batch: 1 is perfect, 0 no better than the mean; 0 where the returns do not vary."""
+    """1 - Var(R - V) / Var(R) over the mask of the WHOLE batch: 1 is perfect, 0 no better than the mean; 0 if all returns are equal."""
 
     def variance(x):
         x, number = trained(x, mask), jnp.maximum(jnp.sum(mask != 0), 1)

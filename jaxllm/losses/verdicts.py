@@ -28,7 +28,8 @@ def binary(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[T
 
     Returns:
       terms: "verdict", in nats.
-      report: "accuracy", whether logit and target are on one side of a half (a logit of 0 counts half, a target of 1/2 is right either way).
+      report: "accuracy", whether logit and target are on one side of a half (a logit of 0 counts half, a target of 1/2 is right either
+        way).
     """
     logits, targets = trained(logits, weights), trained(targets, weights)
     nats = -targets * log_sigmoid(logits) - (1 - targets) * log_sigmoid(-logits)
@@ -47,7 +48,7 @@ def multiclass(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tupl
 def totals(weights: jax.Array) -> Report:
     """What the sums of `rating`, `binary`, `multiclass` and `reward.pick_best` are divided by: the weight of the whole batch."""
     total = jnp.sum(weights, dtype=jnp.float32)
-    return {name: total for name in ("rating", "verdict", "reward", "absolute_error", "accuracy")}
+    return dict.fromkeys(("rating", "verdict", "reward", "absolute_error", "accuracy"), total)
 
 
 def step_weights(ends: jax.Array, *, over: str = "step") -> jax.Array:

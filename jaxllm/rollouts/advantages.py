@@ -17,8 +17,8 @@ def gae(
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16): d_t = R_t + g V_{t+1} - V_t, A_t = d_t + g l A_{t+1}, return = A + V.
 
-    A step is a token of the policy. Tokens outside the mask (an observation from a tool, padding) are no steps: V_{t+1} and A_{t+1} are those
-    of the policy's next token behind them, values there are not read, and a reward there belongs to the policy's last token before.
+    A step is a token of the policy. Tokens outside the mask (an observation from a tool, padding) are no steps: V_{t+1} and A_{t+1} are
+    those of the policy's next token behind them, values there are not read, and a reward there belongs to the policy's last token before.
 
     Args:
       rewards: [B, T] of any dtype.
@@ -141,7 +141,8 @@ def group_relative(
 
 
 def leave_one_out(rewards: jax.Array, groups: jax.Array, scored: jax.Array | None = None) -> jax.Array:
-    """r_i - mean of the others of its group (RLOO, arXiv 2402.14740), float32 [B]; 0 for a row without others. Arguments as `group_relative`."""
+    """r_i - mean of the others of its group (RLOO, arXiv 2402.14740), float32 [B]; 0 for a row without others. Arguments as
+    `group_relative`."""
     grouped = Groups(groups, scored)
     rewards = trained(rewards, grouped.scored)
     others = (grouped.sum(rewards) - rewards) / jnp.maximum(grouped.count - 1, 1)
@@ -159,7 +160,8 @@ def against_greedy(rewards: jax.Array, greedy: jax.Array) -> jax.Array:
 
 
 def informative(rewards: jax.Array, groups: jax.Array, scored: jax.Array | None = None) -> jax.Array:
-    """Rows whose group has more than one reward, bool [B]; the others have an advantage of 0 and DAPO samples new ones (arXiv 2503.14476, eq. 11)."""
+    """Rows whose group has more than one reward, bool [B]; the others have an advantage of 0 and DAPO samples new ones (arXiv 2503.14476,
+    eq. 11)."""
     grouped = Groups(groups, scored)
     rewards = trained(rewards, grouped.scored)
     low = jax.ops.segment_min(jnp.where(grouped.scored, rewards, jnp.inf), grouped.ids, grouped.size)[grouped.ids]

@@ -72,7 +72,8 @@ def token_rewards(
 
     Returns:
       rewards: float32 [B, T], 0 outside the mask.
-      divergence: float32 [B], the estimate summed over the row's tokens, in nats: what the reward contains, the log shows and the controller sees.
+      divergence: float32 [B], the estimate summed over the row's tokens, in nats: what the reward contains, the log shows and the
+        controller sees.
     """
     rewards = jnp.where(last_token(mask), jnp.asarray(scores, jnp.float32)[:, None], 0.0)
     if log_probs is None or reference is None:
@@ -84,7 +85,7 @@ def token_rewards(
 def adaptive_kl(
     coefficient: float | jax.Array, divergence: float | jax.Array, episodes: int, *, target: float = 6.0, horizon: float = 10_000.0
 ) -> jax.Array:
-    """The coefficient after a batch: beta (1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon) (Ziegler et al., arXiv 1909.08593, section 2.2).
+    """The coefficient after a batch: beta (1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon) (Ziegler et al., arXiv 1909.08593, 2.2).
 
     A pure function: the coefficient lives in the state of the feed and in its checkpoints. A fixed one is a number that nothing changes.
 
