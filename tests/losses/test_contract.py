@@ -103,10 +103,10 @@ ROW_CASES["pick best"] = (
     lambda b: verdicts.totals(b["weights"]),
     ("scores",),
 )
-TOKEN_CASES = {f"policy {name}": surrogate(name) for name in ("grpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "rloo")}
+TOKEN_CASES = {f"policy {name}": surrogate(name) for name in ("grpo", "dr_grpo", "gspo_token", "cispo", "rloo")}
 TOKEN_CASES |= {f"value clip={clip}": critic(clip) for clip in (None, 0.2)}
 TOKEN_CASES |= {f"distill {name}": student(name) for name in distill.DIVERGENCES}
-TOKEN_CASES |= {f"distill {tail}": student("forward_kl", tail) for tail in distill.TAILS}
+TOKEN_CASES["distill likeliest"] = student("forward_kl", "rest")
 TOKEN_CASES |= {name: (loss, lambda b: verdicts.totals(b["weights"]), ("logits" if name == "multiclass" else "log_probs",)) for name, loss in
                 VERDICTS.items()}  # fmt: skip
 CASES = ROW_CASES | TOKEN_CASES
@@ -143,7 +143,8 @@ def compiled(name):
         terms, report = loss(batch | arrays)
         known = totals(batch)
         assert set(terms) | set(report) <= set(known), "a name without a total"
-        return sum(term.coefficient * term.sum / known[key] for key, term in terms.items()), sums(batch | arrays)
+        shares = {key: term.sum for key, term in terms.items()} | report
+        return sum(term.coefficient * term.sum / known[key] for key, term in terms.items()), shares
 
     return jax.jit(jax.value_and_grad(objective, has_aux=True)), jax.jit(sums)
 

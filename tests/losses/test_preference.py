@@ -68,7 +68,9 @@ def test_the_terms_are_weighted_sums_and_the_nll_is_of_the_chosen(name):
     rewards = (w, l) if LOSSES[name].reference else (W / NW, L / NL) if LOSSES[name].reward == "mean" else (W, L)
     beta = options.get("beta", 1.0)
     assert float(report["accuracy"] / totals["accuracy"]) == pytest.approx(np.average(rewards[0] > rewards[1], weights=WEIGHTS))
-    assert float(report["margin"] / totals["margin"]) == pytest.approx(beta * np.average(rewards[0] - rewards[1], weights=WEIGHTS), rel=1e-4)
+    assert float(report["margin"] / totals["margin"]) == pytest.approx(
+        beta * np.average(rewards[0] - rewards[1], weights=WEIGHTS), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("over", pref.NLL_REDUCTIONS)

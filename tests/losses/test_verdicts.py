@@ -12,7 +12,9 @@ WEIGHTS = rng.choice([0.0, 1.0, 0.5], size=(4, 5)).astype(np.float32)
 
 def test_rating_equals_numpy():
     terms, report = rating(LOGITS, TARGETS, WEIGHTS)
-    assert float(terms["rating"].sum / totals(WEIGHTS)["rating"]) == pytest.approx(np.average((LOGITS - TARGETS) ** 2, weights=WEIGHTS), rel=1e-5)
+    assert float(terms["rating"].sum / totals(WEIGHTS)["rating"]) == pytest.approx(
+        np.average((LOGITS - TARGETS) ** 2, weights=WEIGHTS), rel=1e-5
+    )
     assert float(report["absolute_error"]) == pytest.approx(np.sum(WEIGHTS * abs(LOGITS - TARGETS)), rel=1e-5)
 
 
@@ -26,7 +28,10 @@ def test_binary_equals_numpy_for_soft_verdicts_of_rules():
 
 
 def test_multiclass_equals_numpy():
-    labels, weights = np.array([0, 4, 2, 99]), np.array([1, 2, 0.5, 0], np.float32)  # a label that is none is not read where the weight is 0
+    labels, weights = (
+        np.array([0, 4, 2, 99]),
+        np.array([1, 2, 0.5, 0], np.float32),
+    )  # a label that is none is not read where the weight is 0
     p = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
     terms, report = multiclass(LOGITS, labels, weights)
     assert float(terms["verdict"].sum) == pytest.approx(-np.sum(weights[:3] * np.log(p[np.arange(3), labels[:3]])), rel=1e-5)
