@@ -32,6 +32,7 @@ def jsd(student: jax.Array, teacher: jax.Array, *, beta: float = 0.5) -> jax.Arr
         raise ValueError(
             f"beta={beta} of jsd is not in (0, 1), where it is 0 for all. Choose forward_kl (their limit at 0) or reverse_kl (at 1)."
         )
+    student, teacher = jnp.maximum(student, -1e30), jnp.maximum(teacher, -1e30)  # the gradient of log(0 + 0) is NaN
     mixture = jnp.logaddexp(student + jnp.log1p(-beta), teacher + jnp.log(beta))
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
 

@@ -107,8 +107,8 @@ TOKEN_CASES = {f"policy {name}": surrogate(name) for name in ("grpo", "dr_grpo",
 TOKEN_CASES |= {f"value clip={clip}": critic(clip) for clip in (None, 0.2)}
 TOKEN_CASES |= {f"distill {name}": student(name) for name in distill.DIVERGENCES}
 TOKEN_CASES["distill likeliest"] = student("forward_kl", "rest")
-TOKEN_CASES |= {name: (loss, lambda b: verdicts.totals(b["weights"]), ("logits" if name == "multiclass" else "log_probs",)) for name, loss in
-                VERDICTS.items()}  # fmt: skip
+for name, loss in VERDICTS.items():
+    TOKEN_CASES[name] = (loss, lambda b: verdicts.totals(b["weights"]), ("logits" if name == "multiclass" else "log_probs",))
 CASES = ROW_CASES | TOKEN_CASES
 
 
@@ -133,7 +133,7 @@ def drawn(name):
 
 @functools.cache
 def compiled(name):
-    loss, totals, learned = CASES[name]
+    loss, totals, _ = CASES[name]
 
     def sums(batch):
         terms, report = loss(batch)

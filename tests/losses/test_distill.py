@@ -62,7 +62,7 @@ def test_the_likeliest_tokens_and_the_rest(tail):
     found = dis.likeliest(S, top, indices, tail=tail)
     for array, expected in zip(found, (whole(student), whole(top)), strict=True):
         np.testing.assert_allclose(array, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="drop.*rest, renormalise"):
+    with pytest.raises(ValueError, match=r"drop.*rest, renormalise"):
         dis.likeliest(S, top, indices, tail="drop")
 
 

@@ -32,11 +32,11 @@ def gradient(estimator, corrected):
         factor = jnp.exp(logp - jax.lax.stop_gradient(logp)) if corrected else 1.0
         return jnp.sum(chances * factor * kl.kl_estimate(logp, log_probs(REFERENCE), estimator))
 
-    return jax.grad(loss)(THETA)
+    return jax.jit(jax.grad(loss))(THETA)
 
 
 def true_gradient(divergence):
-    return jax.grad(lambda theta: per_state(theta, divergence))(THETA)
+    return jax.jit(jax.grad(lambda theta: per_state(theta, divergence)))(THETA)
 
 
 def same(a, b):
@@ -62,7 +62,7 @@ def test_the_term_has_that_gradient():
             term = kl.kl_term(log_probs(theta), log_probs(REFERENCE), chances, coefficient=0.5, estimator=estimator, corrected=corrected)
             return term[0]["kl"].sum
 
-        assert same(jax.grad(loss)(THETA), gradient(estimator, corrected))
+        assert same(jax.jit(jax.grad(loss))(THETA), gradient(estimator, corrected))
 
 
 def test_trap_15_what_is_logged_is_what_is_trained():

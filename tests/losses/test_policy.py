@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxllm.losses import policy as pol
 from jaxllm.losses.language import cross_entropy, cross_entropy_totals
 from jaxllm.losses.policy import LEVELS, SURROGATES, policy, policy_totals, token_weights
-from jaxllm.training.step import make_step
 from jaxllm.training.state import TrainState
+from jaxllm.training.step import make_step
 from tests.losses import tiny_mdp as mdp
 
 B, T = 4, 5
@@ -74,7 +75,7 @@ def test_at_ratio_1_it_is_the_plain_policy_gradient(name, level):
         terms, report = policy(mdp.log_probs(theta), mdp.REWARDS[:, None], weights, SURROGATES[name], level=level, importance=chances)
         return terms["policy"].sum, report
 
-    grad, report = jax.grad(loss, has_aux=True)(mdp.THETA)
+    grad, report = jax.jit(jax.grad(loss, has_aux=True))(mdp.THETA)
     mdp.assert_same(grad, mdp.policy_gradient(), -1.0)
     assert float(report["ratio"]) == 18.0 and float(report["approx_kl"]) == 0.0
 
@@ -132,8 +133,6 @@ def test_trap_7_and_8_microbatches_and_the_pretraining_mix_are_one_update():
     def objective(params):
         known, (terms, _) = totals(batch), loss(params, None, batch, None)
         return sum(term.coefficient * term.sum / known[name] for name, term in terms.items())
-
-    import optax
 
     for parts in (1, 2, 4):
         step = make_step(loss, totals, optax.sgd(1.0), microbatches=parts, clip_norm=None)
