@@ -90,7 +90,7 @@ def test_at_the_reference_dpo_is_log_2_and_its_gradient_is_half_beta():
 
 
 def test_smoothed_labels_have_their_optimum_where_the_labels_are():
-    """cDPO's loss is least where s(d) = 1 - e; the robust one, averaged over labels flipped with probability e, is the loss of clean ones."""
+    """cDPO's loss is least where s(d) = 1 - e; the robust one, averaged over flipped labels, is the loss of clean ones."""
     optimum = np.log(0.9 / 0.1)
     pairs = Pairs(np.float32(optimum), np.float32(0))
     assert abs(jax.grad(lambda c: pref.dpo(pairs._replace(chosen=c), beta=1.0, label_smoothing=0.1))(pairs.chosen)) < 1e-6
