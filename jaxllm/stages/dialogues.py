@@ -3,29 +3,24 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from jaxllm.data.chat import Template
 from jaxllm.data.conversations import Reading
 from jaxllm.data.example_rows import ExampleEvalReader, ExampleReader
 from jaxllm.data.examples import Example, Examples
 from jaxllm.data.held_out import hold_out
-from jaxllm.data.jinja_templates import jinja_template
 from jaxllm.data.mixing import MixedReader, by_group, rates
 from jaxllm.data.sources import Source, make_sources
-from jaxllm.data.templates import TEMPLATES, template_named
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.data.tokenizers import make_tokenizer
 from jaxllm.parallel import hosts
-from jaxllm.stages import inputs, instructions, workdir
-from jaxllm.stages.chat import chat_template
+from jaxllm.stages import inputs, instructions
 from jaxllm.stages.prepare import EVAL_FRACTION, prepare, settings_of
 from jaxllm.stages.recipe import Soft
+from jaxllm.stages.spoken import Spoken, of_config
 
 HOLD_OUT = ("categories", "tasks", "instances")
 
@@ -63,8 +58,8 @@ class DialogueData:
       groups: name in `train` -> the source it is of.
     """
 
-    def __init__(self, tokenizer: Tokenizer, train: dict[str, Examples], evals: dict[str, Examples], groups: dict[str, str], folder: str):
-        self.tokenizer, self.train, self.evals, self.groups, self.folder = tokenizer, train, evals, groups, folder
+    def __init__(self, tokenizer: Tokenizer, train: dict[str, Examples], evals: dict[str, Examples], groups: dict[str, str], said: Spoken):
+        self.tokenizer, self.train, self.evals, self.groups, self.said = tokenizer, train, evals, groups, said
         self.train_content, self.content = contents(train), contents(train | evals)
         self.text: inputs.TextData | None = None
 
@@ -79,7 +74,7 @@ class DialogueData:
         if self.text is None:
             return examples
         share = config.data.text_share
-        readers = {"dialogues": examples, "text": self.text.reader(config)}
+        readers: dict[str, Any] = {"dialogues": examples, "text": self.text.reader(config)}
         return MixedReader(readers, {"dialogues": 1 - share, "text": share}, batch_size=config.batch_size)
 
     def examples_reader(self, config: ConfigDict, soft: Soft | None = None, turns: bool = False) -> ExampleReader:
@@ -138,6 +133,9 @@ class DialogueData:
     def baselines(self) -> dict[str, float]:
         return {}
 
+    def record(self) -> dict[str, Any]:
+        return {"chat": self.said._asdict(), "tasks": self.tasks()}
+
     def steps(self, config: ConfigDict, soft: Soft | None = None) -> int | None:
         """How many updates `epochs` are."""
         if not config.epochs:
@@ -170,7 +168,7 @@ def open_data(config: ConfigDict) -> DialogueData:
     if not section.train:
         raise ValueError("data.train is empty. Name dialogues to train on: .jsonl, .json or .parquet, in any of the usual forms.")
     tokenizer = make_tokenizer(section.tokenizer or {"kind": "bytes"})
-    encoding = encoding_of(config, tokenizer)
+    said, encoding = encoding_of(config, tokenizer)
     fraction = section.eval_fraction if section.eval_fraction is not None else 0.0 if section.eval else EVAL_FRACTION
     train = sources_of(section.train, "data.train")
     evals = sources_of(section.eval, "data.eval", [source.name for source in train])
@@ -181,7 +179,7 @@ def open_data(config: ConfigDict) -> DialogueData:
     held = {source.name: out for source in train if (out := found[source.name].eval()) is not None}
     told = {source.name: found[source.name].store for source in evals}
     stores, levels, groups = split_tasks({source.name: found[source.name] for source in train}, section.hold_out)
-    data = DialogueData(tokenizer, stores, {**held, **levels, **told}, groups, str(found[train[0].name].store.folder))
+    data = DialogueData(tokenizer, stores, {**held, **levels, **told}, groups, said)
     if section.text:
         asked = settings_of(config) | {"train": [dict(entry) for entry in section.text], "eval": [], "eval_fraction": 0.0}
         data.text = inputs.TextData(prepare(asked, say=hosts.say))
@@ -232,31 +230,8 @@ def split_tasks(
     return train | out.train, levels, {name: groups[name] for name in (*train, *out.train)}
 
 
-def encoding_of(config: ConfigDict, tokenizer: Tokenizer) -> instructions.Encoding:
-    """How the dialogues of a config become tokens."""
-    template, identity = template_of(config.chat.template, config.init_from, tokenizer)
-    return instructions.Encoding(template, identity, tokenizer, config.chat.loss, config.chat.each_answer)
-
-
-def template_of(said: str | None, source: str | None, tokenizer: Tokenizer) -> tuple[Template, str]:
-    """A template by its name or file; None: that of the model a run starts from, else plain turns; and what tells it from others.
-
-    Raises:
-      ValueError: an unknown name that is no file either.
-    """
-    if said in TEMPLATES:
-        return template_named(str(said)), str(said)
-    text = Path(said).read_text(encoding="utf-8") if said and Path(said).is_file() else None
-    if said and text is None:
-        template_named(said)  # says what there is
-    if text is None and source:
-        text = chat_template(source)
-    if text is None:
-        return template_named("plain"), "plain"
-    return jinja_template(text, tokenizer, said or "its own"), hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def kept_template(folder: str) -> Path | None:
-    """Where a run keeps the Jinja template that it was trained with, if any."""
-    path = epath.Path(folder) / workdir.ORIGIN / "chat_template.jinja"
-    return Path(path) if path.exists() else None
+def encoding_of(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Spoken, instructions.Encoding]:
+    """How the dialogues of a config become tokens, and the template to remember."""
+    said = of_config(config.chat.template, config.init_from)
+    encoding = instructions.Encoding(said.template(tokenizer), said.identity(), tokenizer, config.chat.loss, config.chat.each_answer)
+    return said, encoding

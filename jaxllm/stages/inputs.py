@@ -30,7 +30,7 @@ class TextData:
     """Token files as the data of a run: windows of a stream of documents. See `recipe.Data`."""
 
     def __init__(self, prepared: Prepared):
-        self.prepared, self.tokenizer, self.folder = prepared, prepared.tokenizer, prepared.folder
+        self.prepared, self.tokenizer = prepared, prepared.tokenizer
         self.content, self.train_content = prepared.content, prepared.train_content
 
     def check(self, config: ConfigDict, workdir: str) -> None:
@@ -60,6 +60,9 @@ class TextData:
 
     def baselines(self) -> dict[str, float]:
         return unigram_baseline(self.prepared)
+
+    def record(self) -> dict[str, Any]:
+        return {"prepared": self.prepared.folder}
 
     def lines(self, config: ConfigDict, soft: Soft | None = None) -> list[str]:
         return []

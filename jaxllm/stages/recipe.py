@@ -62,13 +62,11 @@ class Data(Protocol):
     Attributes:
       tokenizer: the one whose ids the rows hold.
       content: says what all of it holds, `train_content` what there is to train on.
-      folder: where it lies.
     """
 
     tokenizer: Tokenizer
     content: str
     train_content: str
-    folder: str
 
     def check(self, config: ConfigDict, workdir: str) -> None:
         """Refuses to go on in a work directory whose run began with other data (ValueError)."""
@@ -90,6 +88,10 @@ class Data(Protocol):
 
     def baselines(self) -> dict[str, float]:
         """What a trivial model would score."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What the work directory remembers of it."""
         ...
 
     def lines(self, config: ConfigDict, soft: Soft | None = None) -> list[str]:

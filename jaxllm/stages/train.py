@@ -242,7 +242,7 @@ def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flag
         feed.restore(feed_state)
     baselines = data.baselines()
     if hosts.is_first():
-        more = {"vocab_size": data.tokenizer.vocab_size, "prepared": data.folder, "baselines": baselines}
+        more = {"vocab_size": data.tokenizer.vocab_size, "baselines": baselines, **data.record()}
         workdir.record(stage, config, folder, {**known, **more})
         workdir.keep_tokenizer(data.tokenizer, folder)
         if config.init_from:

@@ -8,10 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxllm.data.tokenizer_kinds import Tokenizer
-from jaxllm.models import peft
+from jaxllm.models import peft, quantized
 from jaxllm.models.adapted import Adapted
 from jaxllm.models.model import Model
-from jaxllm.ops import quantize
 from jaxllm.parallel import rules
 from jaxllm.stages.recipe import Soft
 from jaxllm.training.step import purpose_key
@@ -58,13 +57,15 @@ class Tuned(NamedTuple):
         """Shapes and places of what is read and never trained."""
         if self.method is None:
             return {}
-        shapes = jax.eval_shape(self.stored, self.model.abstract())
-        shardings = base_shardings(self.model, mesh, shapes)
+        shapes, axes = self.model.abstract(), self.model.axes()
+        if self.quantize != "none":
+            shapes, axes = quantized.abstract(self.model, self.quantize), quantized.axes(self.model, self.quantize)
+        shardings = rules.shardings(axes, mesh, shapes)
         return {"base": jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)}
 
     def stored(self, base: Any) -> Any:
-        """The base as it is kept in memory."""
-        return base if self.quantize == "none" else quantize.quantize_params(base, self.quantize)
+        """The base as it is kept in memory; what is given is used up."""
+        return base if self.quantize == "none" else quantized.quantize_params(base, self.quantize, free=True)
 
     def soft(self) -> Soft | None:
         """The soft tokens that stand in front of examples, where the method has any."""
@@ -75,11 +76,6 @@ class Tuned(NamedTuple):
     def relayout(self, tree: Any, scan_layers: bool) -> Any:
         """A tree of what is trained, with the layers in the wanted layout."""
         return self.model.relayout(tree, scan_layers) if self.method is None else self.method.relayout(tree, scan_layers)
-
-
-def base_shardings(model: Model, mesh: Any, shapes: Any) -> Any:
-    """Where the leaves of a stored base lie."""
-    return rules.shardings(model.axes(), mesh, shapes)
 
 
 def key(config: ConfigDict) -> jax.Array:
