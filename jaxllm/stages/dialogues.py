@@ -65,7 +65,7 @@ class DialogueData:
 
     def check(self, config: ConfigDict, folder: str) -> None:
         inputs.check_content(
-            self, config, folder, ("train", "eval", "hold_out", "text", "eval_fraction", "dedup", "shown", "shown_negative")
+            config, self, folder, ("train", "eval", "hold_out", "text", "eval_fraction", "dedup", "shown", "shown_negative")
         )
 
     def reader(self, config: ConfigDict, soft: Soft | None = None) -> Any:
