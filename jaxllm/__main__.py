@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS
+from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS, TRAINS
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75  # DESIGN: exit codes
 
-TRAINS = ("pretrain", "sft")  # stages that run config.steps updates
 EPILOG = (
     "Any config key can be overridden: --config.optimizer.learning_rate=1e-3. Starting a stage again in the same --workdir resumes it. "
     "Exit codes: 0 done, 75 stopped early and saved (run again), 2 your mistake, 1 anything else."

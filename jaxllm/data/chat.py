@@ -293,7 +293,7 @@ def each_answer(dialogue: Dialogue) -> list[Dialogue]:
 
 
 def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) -> np.ndarray:
-    """A dialogue as it is asked: with the header of the assistant's answer at its end, int32 [n].
+    """A dialogue as it is asked: what opens every text, the turns, the header of the assistant's answer; int32 [n].
 
     Raises:
       WrongDialogue: a turn that the template forbids.
@@ -302,4 +302,5 @@ def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) 
     answered = dialogue._replace(messages=(*dialogue.messages, Message(ASSISTANT, "...")))
     check(answered, template, message_weights(answered, "last"))
     parts = template.render(dialogue, [], True)
-    return tokenizer.encode_pieces([_pieces(parts, spelled(template, tokenizer))[1]])[0][0]
+    ids = tokenizer.encode_pieces([_pieces(parts, spelled(template, tokenizer))[1]])[0][0]
+    return np.concatenate([np.asarray(tokenizer.opening, np.int32), ids])

@@ -14,7 +14,8 @@ from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.text import Texts
-from jaxllm.stages import spoken, workdir
+from jaxllm.stages import spoken
+from jaxllm.stages.opened import open_tokenizer
 from jaxllm.stages.sample import open_texts, start
 
 HELP = "Write a line, or: /reset to begin anew, /quit (or Ctrl-D) to leave."
@@ -66,7 +67,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     config = start(args, overrides)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        tokenizer = workdir.own_tokenizer(args.workdir)
+        tokenizer = open_tokenizer(args.workdir, config.peft.task)
         template = template_of(args.workdir, tokenizer, args.plain)
         stop = [*config.sample.stop, *(["\nUser:"] if template is BASE else [])]
         texts, params, step = open_texts(args, config, mesh, slots=1, block=4, stop=stop, long_prompt="window")

@@ -12,14 +12,15 @@ from jaxllm.data.conversations import Reading
 from jaxllm.data.example_rows import ExampleEvalReader, ExampleReader
 from jaxllm.data.examples import Example, Examples
 from jaxllm.data.held_out import hold_out
-from jaxllm.data.mixing import MixedReader, by_group, rates
+from jaxllm.data.mixing import by_group, rates
 from jaxllm.data.sources import Source, make_sources
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.data.tokenizers import make_tokenizer
 from jaxllm.parallel import hosts
 from jaxllm.stages import inputs, instructions
+from jaxllm.stages.mixed import MixedData
 from jaxllm.stages.prepare import EVAL_FRACTION, prepare, settings_of
-from jaxllm.stages.recipe import Soft
+from jaxllm.stages.recipe import Data, Soft
 from jaxllm.stages.spoken import Spoken, of_config
 
 HOLD_OUT = ("categories", "tasks", "instances")
@@ -50,35 +51,33 @@ class Joined:
 
 
 class DialogueData:
-    """Encoded dialogues as the data of a run, with pretraining text among them if asked for. See `recipe.Data`.
+    """Encoded dialogues as the data of a run. See `recipe.Data`.
 
     Attributes:
       train: source, or source/task -> its examples.
       evals: set -> its examples.
       groups: name in `train` -> the source it is of.
+      said: the template.
+      given: source -> its weight, where the config gives any.
     """
 
-    def __init__(self, tokenizer: Tokenizer, train: dict[str, Examples], evals: dict[str, Examples], groups: dict[str, str], said: Spoken):
-        self.tokenizer, self.train, self.evals, self.groups, self.said = tokenizer, train, evals, groups, said
-        self.train_content, self.content = contents(train), contents(train | evals)
-        self.text: inputs.TextData | None = None
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        train: dict[str, Examples],
+        evals: dict[str, Examples],
+        groups: dict[str, str],
+        said: Spoken,
+        given: Mapping[str, float] | None = None,
+    ):
+        self.tokenizer, self.train, self.evals, self.groups, self.said, self.given = tokenizer, train, evals, groups, said, given
+        self.train_content, self.content = f"{contents(train)} {given or ''}", contents(train | evals)
 
-    def check(self, config: ConfigDict, folder: str) -> None:
-        inputs.check_content(
-            config, self, folder, ("train", "eval", "hold_out", "text", "eval_fraction", "dedup", "shown", "shown_negative")
-        )
+    def check(self, config: ConfigDict, folder: str, whole: Any = None) -> None:
+        keys = ("train", "eval", "hold_out", "text", "text_share", "eval_fraction", "dedup", "shown", "shown_negative", "participants")
+        inputs.check_content(config, whole or self, folder, keys)
 
-    def reader(self, config: ConfigDict, soft: Soft | None = None) -> Any:
-        """Packed or padded rows; with `data.text`, some rows of text among them."""
-        examples = self.examples_reader(config, soft)
-        if self.text is None:
-            return examples
-        share = config.data.text_share
-        readers: dict[str, Any] = {"dialogues": examples, "text": self.text.reader(config)}
-        return MixedReader(readers, {"dialogues": 1 - share, "text": share}, batch_size=config.batch_size)
-
-    def examples_reader(self, config: ConfigDict, soft: Soft | None = None, turns: bool = False) -> ExampleReader:
-        """The rows of the dialogues alone."""
+    def reader(self, config: ConfigDict, soft: Soft | None = None, turns: bool = False) -> ExampleReader:
         section = config.data
         return ExampleReader(
             self.train,
@@ -92,15 +91,18 @@ class DialogueData:
             turns=turns,
         )
 
+    def shown(self, config: ConfigDict, step: int, row: int) -> tuple[Mapping[str, Any], Sequence[Sequence[str]] | None]:
+        reader = self.reader(config, turns=True)
+        return reader.rows(step, [row]), reader.roles(step, row)
+
     def weights(self, config: ConfigDict) -> dict[str, float] | None:
         """Name -> share of the examples drawn; None: in proportion to their numbers."""
         section, counts = config.data, {name: store.num_examples for name, store in self.train.items()}
-        given = inputs.source_weights(config, list(dict.fromkeys(self.groups.values())))
         options = {"cap": section.cap} if section.cap and section.mixing != "equal" else {}
         options |= {"temperature": section.temperature} if section.mixing == "temperature" else {}
         found = rates(section.mixing, counts, **options)
-        if given is not None:
-            return by_group(found, self.groups, given)
+        if self.given is not None:
+            return by_group(found, self.groups, self.given)
         return None if section.mixing == "proportional" and not options else found
 
     def prefixes(self, soft: Soft | None) -> dict[str, np.ndarray]:
@@ -137,14 +139,10 @@ class DialogueData:
         return {"chat": self.said._asdict(), "tasks": self.tasks()}
 
     def steps(self, config: ConfigDict, soft: Soft | None = None) -> int | None:
-        """How many updates `epochs` are."""
-        if not config.epochs:
-            return None
-        steps = self.examples_reader(config, soft).steps_for(config.epochs)
-        return steps if self.text is None else int(np.ceil(steps / (1 - config.data.text_share)))
+        return self.reader(config, soft).steps_for(config.epochs) if config.epochs else None
 
     def lines(self, config: ConfigDict, soft: Soft | None = None) -> list[str]:
-        return self.examples_reader(config, soft).describe()
+        return self.reader(config, soft).describe()
 
 
 def contents(stores: Mapping[str, Any]) -> str:
@@ -158,20 +156,44 @@ def contents(stores: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def open_data(config: ConfigDict) -> DialogueData:
-    """The dialogues of `data.train` and `data.eval`, encoded where they are not yet (and said).
+def open_data(config: ConfigDict) -> Data:
+    """The dialogues of `data.train` and `data.eval`, and the share of text among them that is asked for.
+
+    Raises:
+      ValueError: see `open_dialogues` and `prepare.prepare`.
+    """
+    section = config.data
+    own = open_dialogues(config, section.train, section.eval)
+    if not section.text:
+        return own
+    asked = settings_of(config) | {"train": [dict(entry) for entry in section.text], "eval_fraction": 0.0}
+    asked |= {"tokenizer": dict(section.tokenizer or {"kind": "bytes"})}
+    text = inputs.TextData(prepare({key: value for key, value in asked.items() if key != "eval"}, say=hosts.say))
+    return MixedData(("dialogues", own), ("text", text), section.text_share)
+
+
+def open_dialogues(
+    config: ConfigDict, of_train: Sequence[Any], of_eval: Sequence[Any] = (), tokenizer: Tokenizer | None = None
+) -> DialogueData:
+    """Dialogues, encoded where they are not yet (and said).
+
+    Args:
+      config: resolved: how they are read, written, split and mixed.
+      of_train: the entries of `data.train`, or of another list of sources.
+      of_eval: those that are scored only.
+      tokenizer: None: as `data.tokenizer` says.
 
     Raises:
       ValueError: no dialogues, an unknown template, wrong rows beyond `data.max_bad_share`, or nothing left to train on.
     """
     section = config.data
-    if not section.train:
+    if not of_train:
         raise ValueError("data.train is empty. Name dialogues to train on: .jsonl, .json or .parquet, in any of the usual forms.")
-    tokenizer = make_tokenizer(section.tokenizer or {"kind": "bytes"})
+    tokenizer = tokenizer or make_tokenizer(section.tokenizer or {"kind": "bytes"})
     said, encoding = encoding_of(config, tokenizer)
-    fraction = section.eval_fraction if section.eval_fraction is not None else 0.0 if section.eval else EVAL_FRACTION
-    train = sources_of(section.train, "data.train")
-    evals = sources_of(section.eval, "data.eval", [source.name for source in train])
+    fraction = section.eval_fraction if section.eval_fraction is not None else 0.0 if of_eval else EVAL_FRACTION
+    train = sources_of(of_train, "data.train")
+    evals = sources_of(of_eval, "data.eval", [source.name for source in train])
     found = {}
     for source, share in [*((source, fraction) for source in train), *((source, 0.0) for source in evals)]:
         rules = instructions.Rules(share, section.dedup, section.max_bad_share)
@@ -179,11 +201,8 @@ def open_data(config: ConfigDict) -> DialogueData:
     held = {source.name: out for source in train if (out := found[source.name].eval()) is not None}
     told = {source.name: found[source.name].store for source in evals}
     stores, levels, groups = split_tasks({source.name: found[source.name] for source in train}, section.hold_out)
-    data = DialogueData(tokenizer, stores, {**held, **levels, **told}, groups, said)
-    if section.text:
-        asked = settings_of(config) | {"train": [dict(entry) for entry in section.text], "eval": [], "eval_fraction": 0.0}
-        data.text = inputs.TextData(prepare(asked, say=hosts.say))
-    return data
+    given = {source.name: float(source.weight) for source in train if source.weight is not None}
+    return DialogueData(tokenizer, stores, {**held, **levels, **told}, groups, said, given or None)
 
 
 def sources_of(entries: Sequence[Any], key: str, taken: Sequence[str] = ()) -> list[Source]:

@@ -8,10 +8,11 @@ import jax
 
 from jaxllm.evaluation.perplexity import SCORES
 from jaxllm.parallel import hosts
-from jaxllm.stages import inputs, setup, tasks, workdir
+from jaxllm.stages import inputs, setup, tasks, tuning, workdir
 from jaxllm.stages.config import parse_overrides, resolve
+from jaxllm.stages.keys import TRAINS
 from jaxllm.stages.opened import open_model
-from jaxllm.stages.pretrain import scorer
+from jaxllm.stages.recipes import recipe_of
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
@@ -27,17 +28,19 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
     mesh = setup.reading_mesh(config)
-    data = inputs.data_of_run(config, args.workdir, anew=any(key.startswith("data.") for key in given))
+    recipe = recipe_of(config, record["stage"] if record["stage"] in TRAINS else "pretrain")
+    anew = any(key.startswith("data.") for key in given)
+    data = inputs.data_of_run(config, args.workdir, anew) if recipe.name == "pretrain" else recipe.open_data(config)
     if not data.eval_names():
         raise ValueError(
             f"{args.workdir} holds no document out. Name text to score: --config.data.eval=FILE, or train with data.eval_fraction."
         )
     model, params, step = open_model(args.workdir, mesh, args.step, config)
-    score = scorer(config, model, data.tokenizer)
+    score, soft = recipe.scorer(config, model, data.tokenizer), tuning.make(config, model).soft()
     scores = {}
     with jax.set_mesh(mesh):
         for name in data.eval_names():
-            scores[name] = score(params, inputs.eval_batches(config, mesh, data.eval_reader(config, name)))
+            scores[name] = score(params, inputs.eval_batches(config, mesh, data.eval_reader(config, name, soft)))
             if hosts.is_first():
                 print(json.dumps({"step": step, "name": name, **scores[name]}), flush=True)
     show(scores, f"{args.workdir}, step {step}")

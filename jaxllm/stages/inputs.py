@@ -33,8 +33,8 @@ class TextData:
         self.prepared, self.tokenizer = prepared, prepared.tokenizer
         self.content, self.train_content = prepared.content, prepared.train_content
 
-    def check(self, config: ConfigDict, workdir: str) -> None:
-        check_data(config, self.prepared, workdir)
+    def check(self, config: ConfigDict, workdir: str, whole: Any = None) -> None:
+        check_data(config, self.prepared, workdir, whole)
 
     def reader(self, config: ConfigDict, soft: Soft | None = None) -> Reader:
         if soft is not None:
@@ -60,6 +60,9 @@ class TextData:
 
     def baselines(self) -> dict[str, float]:
         return unigram_baseline(self.prepared)
+
+    def shown(self, config: ConfigDict, step: int, row: int) -> tuple[Mapping[str, Any], None]:
+        return self.reader(config).rows(step, [row]), None
 
     def record(self) -> dict[str, Any]:
         return {"prepared": self.prepared.folder}
@@ -103,7 +106,7 @@ TEXT_KEYS = ("train", "eval", "prepared", "eval_fraction", "dedup", "filters")
 REMEDY = "Set it back, or choose another --workdir."
 
 
-def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
+def check_data(config: ConfigDict, prepared: Any, folder: str, whole: Any = None) -> None:
     """Refuses to go on with other training data than a run began with; their content counts, not where they lie or how they are said.
 
     Raises:
@@ -111,7 +114,7 @@ def check_data(config: ConfigDict, prepared: Any, folder: str) -> None:
     """
     if not (epath.Path(folder) / workdir.NAME).exists():
         return
-    check_content(config, prepared, folder, TEXT_KEYS)
+    check_content(config, whole or prepared, folder, TEXT_KEYS)
     record, names = workdir.read(folder), list(prepared.streams("train"))
     weights = [source_weights(said, names) for said in (resolve(record["config"]), config)]
     if weights[0] != weights[1]:

@@ -13,6 +13,7 @@ class Key(NamedTuple):
 
 
 SHARED: dict[str, Key] = {
+    "stage": Key(None, str, "the stage that this config is for, sft say; plan and data show ask it (none: pretrain)"),
     "seed": Key(0, int, "the run's seed: initial weights, data order, dropout, sampling"),
     "depth": Key(None, int, "one dial: sets model shape, batch_size, steps and learning rate where they are not given"),
     "steps": Key(1000, int, "optimizer updates in all", resume=True),
@@ -117,6 +118,7 @@ SHARED: dict[str, Key] = {
     "peft.targets": Key([], list, "the layers that get one: query, key, value, output, gate, up, down (empty: the method's own)"),
     "peft.length": Key(None, int, "prompt and prefix tuning: soft tokens of each task (none: the method's own)"),
     "peft.layers": Key(None, int, "last_n: how many of the last layers are trained"),
+    "peft.task": Key(None, str, "of several soft prompts, the one to read and write with: the name of its source", resume=True),
     "peft.quantize": Key("none", str, "how the frozen base is stored: none, int8, nf4 (QLoRA)"),
     "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, init, ..."),
     "parallel.replica": Key(1, int, "data parallel across slices", resume=True),
@@ -219,6 +221,8 @@ ALIASES: dict[str, str] = {
     "num_key_value_heads": "model.num_kv_heads",
     "intermediate_size": "model.mlp_width",
 }
+
+TRAINS = ("pretrain", "sft")  # stages that run config.steps updates, each with a RECIPE
 
 # What `jaxllm STAGE` does, in the order of a model's life.  One line each; `--help` prints them.
 STAGES: dict[str, str] = {

@@ -11,6 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.data.tokenizers import make_tokenizer
 from jaxllm.interop import folders, huggingface, places, settings, tokenizer_files
 from jaxllm.models.adapted import Adapted
@@ -52,6 +53,28 @@ def open_model(folder: str, mesh: Any, step: int | None = None, config: ConfigDi
             f"{folder} holds {config.peft.name} adapters of {config.init_from}, whose weights are others by now. Bring the old ones back."
         )
     return model, tuned.whole(trained, frozen(config, mesh, tuned, record["tokenizer"])), manifest.step
+
+
+def open_tokenizer(folder: str, task: str | None = None) -> Tokenizer:
+    """The tokenizer of a run; where the run tuned soft prompts, it opens every text with one.
+
+    Args:
+      folder: the work directory.
+      task: whose soft prompt, where there are several: the name of a source.
+
+    Raises:
+      ValueError: there are several and none is named, or another; see `workdir.own_tokenizer`.
+    """
+    tokenizer, record = workdir.own_tokenizer(folder), workdir.read(folder)
+    config = resolve(record["config"])
+    soft = tuning.make(config, setup.model(config, record.get("vocab_size"))).soft() if config.peft.name else None
+    if soft is not None:
+        names = record["tasks"]
+        if (task is None and soft.num_tasks > 1) or (task is not None and task not in names):
+            asked = "Which soft prompt?" if task is None else f"Unknown peft.task={task!r}."
+            raise ValueError(f"{asked} {folder} has one for each of: {', '.join(names)}. Set peft.task to one of them.")
+        tokenizer.opening = tuple(soft.ids(names.index(task) if task else 0).tolist())
+    return tokenizer
 
 
 def newest_whole(folder: Any, step: int | None) -> Any:

@@ -14,7 +14,9 @@ from jaxllm.evaluation.perplexity import perplexity
 from jaxllm.losses.language import cross_entropy, cross_entropy_totals
 from jaxllm.models.model import Model
 from jaxllm.stages import door, inputs, setup, train
-from jaxllm.stages.recipe import Objective, Recipe
+from jaxllm.stages.dialogues import open_dialogues
+from jaxllm.stages.mixed import MixedData
+from jaxllm.stages.recipe import Data, Objective, Recipe
 
 OBJECTIVES = ("causal",)  # prefix, masked and span objectives come with their rows
 
@@ -51,7 +53,17 @@ def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Callable[[
     return functools.partial(perplexity, jax.jit(sums))
 
 
-RECIPE = Recipe("pretrain", objective, inputs.data, scorer)
+def open_data(config: ConfigDict) -> Data:
+    """Text, with the share of dialogues among it that is asked for (prompt pretraining: arXiv 2211.09085, section 3.3)."""
+    text, section = inputs.data(config), config.data
+    if not section.dialogues:
+        return text
+    return MixedData(
+        ("text", text), ("dialogues", open_dialogues(config, section.dialogues, tokenizer=text.tokenizer)), section.dialogues_share
+    )
+
+
+RECIPE = Recipe("pretrain", objective, open_data, scorer)
 
 
 def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]:

@@ -68,8 +68,8 @@ class Data(Protocol):
     content: str
     train_content: str
 
-    def check(self, config: ConfigDict, workdir: str) -> None:
-        """Refuses to go on in a work directory whose run began with other data (ValueError)."""
+    def check(self, config: ConfigDict, workdir: str, whole: Any = None) -> None:
+        """Refuses to go on in a work directory whose run began with other data (ValueError); `whole`: those that these are a part of."""
         ...
 
     def reader(self, config: ConfigDict, soft: Soft | None = None) -> TrainRows: ...
@@ -88,6 +88,10 @@ class Data(Protocol):
 
     def baselines(self) -> dict[str, float]:
         """What a trivial model would score."""
+        ...
+
+    def shown(self, config: ConfigDict, step: int, row: int) -> tuple[Mapping[str, Any], Sequence[Sequence[str]] | None]:
+        """A row of a batch, as a batch of one, with `turns` where it has messages; and the roles of the messages of each segment."""
         ...
 
     def record(self) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxllm.stages.config import convert, flatten, nest, parse_overrides, read_file, resolve
-from jaxllm.stages.keys import SHARED, STAGES
+from jaxllm.stages.keys import SHARED, STAGES, TRAINS
 from jaxllm.training.lock import hold
 
 RECORD = "run.json"
 CONFIGS = "configs"  # the config of every stage, as a file that can be run by itself
 FIELDS = ("stage", "name", "config", "settings", "arguments")
-CONFIGURED = ("prepare", "pretrain", "sft")  # stages that read a config; the others take arguments alone
+CONFIGURED = ("prepare", *TRAINS)  # stages that read a config; the others take arguments alone
 MENTION = re.compile(r"@([\w-]+)((?:/.*)?)")
 
 
