@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS
+from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS, TRAINS
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75  # DESIGN: exit codes
 
-TRAINS = ("pretrain",)  # stages that run config.steps updates
 EPILOG = (
     "Any config key can be overridden: --config.optimizer.learning_rate=1e-3. Starting a stage again in the same --workdir resumes it. "
     "Exit codes: 0 done, 75 stopped early and saved (run again), 2 your mistake, 1 anything else."
@@ -113,6 +112,11 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first work directory)")
 
 
+def _run(parser: argparse.ArgumentParser) -> None:
+    _configured(parser)
+    parser.add_argument("--check", action="store_true", help="check every stage's config and print the commands; nothing runs")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default="demo", metavar="DIR", help="default: ./demo")
     parser.add_argument("--keep", action="store_true", help="go on with an earlier demo instead of starting afresh")
@@ -128,6 +132,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "prepare": _prepare,
     "data": _data,
     "pretrain": _pretrain,
+    "sft": _pretrain,
     "evaluate": _evaluate,
     "tasks": lambda parser: None,
     "sample": _sample,
@@ -135,6 +140,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "convert": _convert,
     "plan": _plan,
     "report": _report,
+    "run": _run,
     "demo": _demo,
     "checkpoints": _checkpoints,
 }

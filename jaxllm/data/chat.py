@@ -143,7 +143,7 @@ def _weighed(
 
 
 def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) -> np.ndarray:
-    """A dialogue as it is asked: with the header of the assistant's answer at its end, int32 [n].
+    """A dialogue as it is asked: what opens every text, the turns, the header of the assistant's answer; int32 [n].
 
     Raises:
       WrongDialogue: a turn that the template forbids.
@@ -153,4 +153,5 @@ def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) 
     check(answered, template, message_weights(answered, "last"))
     ids = spelled(template, tokenizer)
     parts = _rendered(dialogue, template, _symbols(ids, tokenizer), [], True)
-    return tokenizer.encode_pieces([_pieces(parts, ids)[1]])[0][0]
+    asked = tokenizer.encode_pieces([_pieces(parts, ids)[1]])[0][0]
+    return np.concatenate([np.asarray(tokenizer.opening, np.int32), asked])

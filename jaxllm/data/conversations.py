@@ -179,8 +179,8 @@ class Tally:
         return f"{self.source}: {self.dialogues:,} dialogues of {self.records:,} records: {', '.join(kinds) or 'none'}{bad}."
 
 
-def read(source: Source, reading: Reading, tally: Tally) -> Iterator[Dialogue]:
-    """The dialogues of a source in their order; `tally` learns what was seen, wrong records included.
+def records(source: Source, reading: Reading, tally: Tally) -> Iterator[tuple[Mapping[str, Any], list[Dialogue]]]:
+    """The records of a source in their order, each with its dialogues; `tally` learns what was seen, wrong records included.
 
     Args:
       source: where; its own `format` says how dialogues are written, and is left to `reading`.
@@ -205,7 +205,13 @@ def read(source: Source, reading: Reading, tally: Tally) -> Iterator[Dialogue]:
                 continue
             tally.formats[told] += 1
             tally.dialogues += len(found)
-            yield from found
+            yield record, found
+
+
+def read(source: Source, reading: Reading, tally: Tally) -> Iterator[Dialogue]:
+    """The dialogues of a source in their order; see `records`."""
+    for _, found in records(source, reading, tally):
+        yield from found
 
 
 def check_share(name: str, wrong: Sequence[WrongDialogue], seen: int, max_share: float) -> None:

@@ -32,6 +32,7 @@ class Tokenizer(Protocol):
     pad_id: int
     stop_ids: tuple[int, ...]
     fingerprint: str
+    opening: tuple[int, ...]  # ids that stand before every text a model reads: a soft prompt's, beyond the vocabulary
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32 [n]."""
@@ -95,6 +96,7 @@ class ByteTokenizer:
     """Every byte is its own id; 256, 257, 258 are padding, beginning and end."""
 
     kind = "bytes"
+    opening: tuple[int, ...] = ()
     vocab_size = 259
     pad_id: int = 256
     bos_id: int | None = 257
@@ -142,6 +144,7 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
+    opening: tuple[int, ...] = ()
 
     def __init__(self, model: bytes):
         import sentencepiece
@@ -237,6 +240,7 @@ class JsonTokenizer:
     """
 
     kind = "tokenizer.json"
+    opening: tuple[int, ...] = ()
     KNOWN: ClassVar[dict[str, tuple[str, ...]]] = {
         "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]"),
         "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>", "[CLS]"),

@@ -1,6 +1,5 @@
 """Chat: a conversation with the model of a work directory on the terminal, written as it is drawn."""
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -8,46 +7,31 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from jaxllm.data.chat import encode_prompt
 from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, Template
-from jaxllm.data.jinja_templates import jinja_template
 from jaxllm.data.templates import TEMPLATES
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.text import Texts
-from jaxllm.stages import workdir
+from jaxllm.stages import spoken
+from jaxllm.stages.opened import open_tokenizer
 from jaxllm.stages.sample import open_texts, start
 
 HELP = "Write a line, or: /reset to begin anew, /quit (or Ctrl-D) to leave."
 BASE = TEMPLATES["transcript"]  # how a model without a chat template is spoken to
 
 
-def chat_template(folder: str) -> str | None:
-    """The Jinja template that came with the model's weights, where there is one."""
-    place = epath.Path(folder) / workdir.ORIGIN
-    if (place / "chat_template.jinja").exists():
-        return (place / "chat_template.jinja").read_text()
-    found: Any = None
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if found is None and (place / name).exists():
-            found = json.loads((place / name).read_text()).get("chat_template")
-    if isinstance(found, list):  # several by name
-        found = next((entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
-
-
 def template_of(folder: str, tokenizer: Tokenizer, plain: bool) -> Template:
-    """How the model of a work directory is spoken to: its own template, or where it has none (or `plain`) the lines of a transcript.
+    """How the model of a work directory is spoken to: by its own template, or where it has none (or `plain`) as the lines of a transcript.
 
     Raises:
       ValueError: the template is no Jinja.
     """
-    own = None if plain else chat_template(folder)
+    own = None if plain else spoken.of_folder(folder)
     try:
-        return BASE if own is None else jinja_template(own, tokenizer)
+        return BASE if own is None else own.template(tokenizer)
     except ValueError as error:
         raise ValueError(f"{error} Or talk to the model without one: --plain.") from None
 
@@ -84,7 +68,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     config = start(args, overrides)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        tokenizer = workdir.own_tokenizer(args.workdir)
+        tokenizer = open_tokenizer(args.workdir, config.peft.task)
         template = template_of(args.workdir, tokenizer, args.plain)
         stop = [*config.sample.stop, *(["\nUser:"] if template is BASE else [])]
         texts, params, step = open_texts(args, config, mesh, slots=1, block=4, stop=stop, long_prompt="window")

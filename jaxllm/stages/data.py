@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxllm.data.tokenizer_kinds import Tokenizer
-from jaxllm.stages import inputs, origin, page
+from jaxllm.stages import origin, page
 from jaxllm.stages.config import load
+from jaxllm.stages.recipes import recipe_of
 
 Row = Mapping[str, np.ndarray]  # of `pipeline.FIELDS`, [T] each; and turns [T], where messages are known
 Roles = Sequence[Sequence[str]]  # of each segment of a row, from segment 1 on: the roles of its messages
@@ -170,10 +171,10 @@ def row_of(config: ConfigDict, number: int) -> tuple[Row, Tokenizer, Roles | Non
     """
     if number < 0:
         raise ValueError(f"--row {number}: rows are counted from 0.")
-    prepared = inputs.data(config)
+    data = recipe_of(config).open_data(config)
     step, place = divmod(number, config.batch_size)
-    rows = inputs.reader(config, prepared).rows(step, [place])
-    return {name: array[0] for name, array in rows.items() if array.ndim == 2}, prepared.tokenizer, None
+    rows, roles = data.shown(config, step, place)
+    return {name: array[0] for name, array in rows.items() if array.ndim == 2}, data.tokenizer, roles
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
