@@ -46,6 +46,7 @@ def _pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="check the config by shapes alone; nothing runs")
     parser.add_argument("--canary", type=int, metavar="N", help="compare N updates with fast compiler flags and with none; nothing is kept")
     parser.add_argument("--presets", action=_Presets, nargs=0, help="list the model presets and exit")
+    parser.add_argument("--methods", action=_Methods, nargs=0, help="list the methods of peft.name and exit")
     parser.epilog = _keys_help(SHARED)
 
 
@@ -151,6 +152,18 @@ class _Presets(argparse.Action):
         from jaxllm.models.presets import PRESETS
 
         print("\n".join(PRESETS))
+        parser.exit()
+
+
+class _Methods(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        import dataclasses
+
+        from jaxllm.models.peft import METHODS
+
+        for name, method in METHODS.items():
+            options = [field.name for field in dataclasses.fields(method) if field.name != "model"]
+            print(f"{name:12} {(method.__doc__ or '').splitlines()[0]} Options: {', '.join(options) or 'none'}.")
         parser.exit()
 
 
