@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -197,6 +197,8 @@ class LoraMethod(Peft):
       targets: names of linear layers; None: all.
     """
 
+    KEY: ClassVar[str] = "lora"  # of its adapters in the tree
+
     rank: int = 8
     alpha: float = 8.0
     dropout: float = 0.0
@@ -220,12 +222,12 @@ class LoraMethod(Peft):
         for name, site in chosen(self.model, self.targets).items():
             key = jax.random.fold_in(rng, zlib.crc32(name.encode()))
             kernel = base[site.path[0]][name]["kernel"]
-            found[(*site.path, "lora")] = self.entry(*self._drawn(key, site), kernel, site)
+            found[(*site.path, self.KEY)] = self.entry(*self._drawn(key, site), kernel, site)
         return nested(found)
 
     def layer_axes(self) -> Params:
         """See `Peft.layer_axes`."""
-        return nested({(*site.path, "lora"): self.entry_axes(site) for site in chosen(self.model, self.targets).values()})
+        return nested({(*site.path, self.KEY): self.entry_axes(site) for site in chosen(self.model, self.targets).values()})
 
     def entry(self, a: jax.Array, b: jax.Array, kernel: Any, site: Site) -> Any:
         """The adapter of one Dense."""
@@ -255,6 +257,8 @@ class RsloraMethod(LoraMethod):
 @dataclass(frozen=True)
 class DoraMethod(LoraMethod):
     """Weight-decomposed LoRA (arXiv 2402.09353): a magnitude for every output, at first that of the base's weights."""
+
+    KEY: ClassVar[str] = "dora"
 
     def entry(self, a: jax.Array, b: jax.Array, kernel: Any, site: Site) -> Any:
         """See `LoraMethod.entry`."""

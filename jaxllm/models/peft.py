@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from jaxllm.models import adapters, lora, soft_prompts
+from jaxllm.models import adapters, last_layers, lora, soft_prompts
 from jaxllm.models.method import Peft, nearest
 from jaxllm.models.model import Model
 
@@ -18,6 +18,7 @@ METHODS: dict[str, type[Peft]] = {
     "parallel": adapters.Parallel,
     "prompt": soft_prompts.PromptTuning,
     "prefix": soft_prompts.PrefixTuning,
+    "last_n": last_layers.LastLayers,
 }
 
 
