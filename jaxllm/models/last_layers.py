@@ -61,7 +61,9 @@ class Replaced(Adapter):
                 layers[name] = jax.tree.map(lambda new, old: new.astype(old.dtype), own, layers[name])
             else:
                 row, place = divmod(int(name), places)
-                scanned[str(place)] = jax.tree.map(lambda old, new, i=row: old.at[i].set(new.astype(old.dtype)), scanned[str(place)], own)
+                scanned[str(place)] = jax.tree.map(
+                    lambda old, new, i=row: jnp.asarray(old).at[i].set(new.astype(old.dtype)), scanned[str(place)], own
+                )
         return {**self.stem(params), "layers": {**layers, **({"scanned": scanned} if scanned else {})}}
 
     def _own(self) -> Params:

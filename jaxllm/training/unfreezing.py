@@ -43,9 +43,7 @@ def steps_of_start(params: Any, every: int) -> Any:
     """
     layers = params.get("layers") if isinstance(params, dict) else None
     if not layers:
-        raise ValueError(
-            "Gradual unfreezing needs parameters with layers. Choose full tuning, or a peft.name whose adapters lie in the layers."
-        )
+        raise ValueError("Gradual unfreezing needs parameters with layers. Choose full tuning, or adapters that lie in layers.")
     scanned = layers.get("scanned", {})
     repeats = jax.tree.leaves(scanned)[0].shape[0] if scanned else 0
     num_layers = repeats * len(scanned) + len(layers) - bool(scanned)
