@@ -128,7 +128,7 @@ class Model:
           rng: a key for dropout; None means no dropout.
           rows: int32 [B], the rows' indices in the global batch; None: 0..B-1. Dropout depends on them, on segments and on positions, and
             not on the place in `tokens`.
-          adapter: int32 [B], which of several stacked adapters each row goes through, see `lora.stack`; None: the first.
+          adapter: int32 [B], which of several stacked adapters each row goes through, see `stacks.stack`; None: the first.
 
         Returns:
           [B, T, D] after the final norm, in `dtype`.

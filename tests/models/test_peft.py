@@ -253,6 +253,8 @@ def test_a_step_of_lora_needs_no_gradients_of_the_base():
         ("lora", {"targets": ["query", "outputs"]}, "no linear layer is called 'outputs'.*Did you mean 'output'"),
         ("lora", {"targets": []}, "peft.targets is empty"),
         ("lora", {"rank": 0}, "peft.rank=0"),
+        ("lora", {"rank": "8"}, "peft.rank='8' is not a whole number"),
+        ("last_n", {"head": 1}, "peft.head=1 is not True or False"),
         ("lora", {"dropout": 1.0}, "peft.dropout=1.0"),
         ("houlsby", {"activation": "swish"}, "Unknown peft.activation='swish'.*silu"),
         ("houlsby", {"reduction": 64}, "peft.reduction=64"),

@@ -10,7 +10,7 @@ import pytest
 from jaxllm.models import peft
 from jaxllm.models.adapted import Adapted
 from jaxllm.models.model import Model
-from jaxllm.models.soft_prompts import MadePrefix, Prefix, Source
+from jaxllm.models.prefixes import MadePrefix, Prefix, Source
 from jaxllm.models.tokens import Tokens
 from jaxllm.sampling.engine import Engine, Request
 from jaxllm.sampling.logits import Sampling
