@@ -1,6 +1,5 @@
-"""LoRA, rsLoRA, DoRA and IA3 in the folders of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors, in and out."""
+"""LoRA, rsLoRA, DoRA and IA3 out of the folders of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors."""
 
-import json
 import math
 import os
 import re
@@ -13,12 +12,11 @@ import numpy as np
 
 from jaxllm.interop import folders, huggingface, peft_tensors, safetensors, views
 from jaxllm.interop.given import Given
-from jaxllm.interop.peft_tensors import ENDS, PREFIX, Module
+from jaxllm.interop.peft_tensors import ENDS, Module
 from jaxllm.interop.places import layers_of
 from jaxllm.interop.safetensors import Tensor
 from jaxllm.models import peft
 from jaxllm.models.adapters import Ia3
-from jaxllm.models.lora import DoraMethod, LoraMethod, RsloraMethod
 from jaxllm.models.method import Peft
 from jaxllm.models.model import Model, Params
 from jaxllm.parallel import rules
@@ -26,12 +24,11 @@ from jaxllm.parallel import rules
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 FINGERPRINT = "base_fingerprint"  # in the metadata of the weights' file, where peft does not look
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # that leave the base's own weights as they are
-HARMLESS = (  # keys that change nothing, or nothing that the tensors do not say themselves
-    "alora_invocation_tokens auto_mapping base_model_name_or_path ensure_weight_tying exclude_modules fan_in_fan_out feedforward_modules"
-    " inference_mode init_ia3_weights layers_pattern layers_to_transform megatron_core peft_version qalora_group_size rank_pattern revision"
-    " target_modules task_type"
-).split()
-EXPORTED = {LoraMethod: "LORA", RsloraMethod: "LORA", DoraMethod: "LORA", Ia3: "IA3"}
+HARMLESS = {  # that change nothing, or nothing that the tensors do not say themselves
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_version", "revision", "task_type"),
+    *("ensure_weight_tying", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "layers_pattern", "layers_to_transform"),
+    *("init_ia3_weights", "qalora_group_size", "rank_pattern", "target_modules"),
+}
 
 Arrays = dict[str, np.ndarray]
 
@@ -152,7 +149,9 @@ def _read_lora(given: Given, layers: Mapping[Module, Mapping[str, Tensor]], mode
     for module, tensors in layers.items():
         if set(tensors) != wanted:
             name = ENDS[min(wanted ^ set(tensors))]
-            raise ValueError(f"{given.where}: {module.name} should have {_ends(wanted)}, and {name} is missing or too much. Write it again.")
+            raise ValueError(
+                f"{given.where}: {module.name} should have {_ends(wanted)}, and {name} is missing or too much. Write it again."
+            )
         r = ranks[module.name] = tensors["a"].shape[0] if tensors["a"].shape else 0
         for field, row in {"a": module.a, "b": module.b, "magnitude": module.outer}.items():
             if field in wanted:
@@ -230,8 +229,9 @@ def place(found: Found, mesh: Any) -> Params:
     def one(path, leaf, there):
         name = rules.path_name(path)
         single = layers_of(name, model.config)
-        parts = [_or_idle(each, found.arrays, leaf.shape[len(single) > 0 and name != single[0] :]) for each in single]
-        array = np.stack(parts) if name != single[0] else parts[0]
+        stacked = name != single[0]
+        parts = [_or_idle(each, found.arrays, leaf.shape[1:] if stacked else leaf.shape) for each in single]
+        array = np.stack(parts) if stacked else parts[0]
         assert array.shape == leaf.shape, (name, array.shape, leaf.shape)
         return jax.device_put(np.ascontiguousarray(array, leaf.dtype), there)
 

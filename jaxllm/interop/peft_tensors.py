@@ -77,7 +77,9 @@ def _module(name: str, kernel: Weight) -> Module:
         outer.append(f"{fan_out} -> {outputs}")
         inner.append(f"{fan_in} -> {inputs}")
     one = ours[:1]
-    return Module(name, ours, Weight(one, (a[0],)), Weight(ours, tuple(b)), Weight(ours, tuple(outer)), Weight(one, (inner[0],)), transposed)
+    return Module(
+        name, ours, Weight(one, (a[0],)), Weight(ours, tuple(b)), Weight(ours, tuple(outer)), Weight(one, (inner[0],)), transposed
+    )
 
 
 def found(where: str, family: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[Module, dict[str, Tensor]]:
