@@ -115,7 +115,7 @@ def test_trap_7_denominators():
 
 
 def test_trap_7_and_8_microbatches_and_the_pretraining_mix_are_one_update():
-    """Through the training step: PPO-ptx is one summed gradient, the same for one, two and four microbatches."""
+    """Through the training step: PPO-ptx is one summed gradient, the same for one and for four microbatches."""
     weights, shares = token_weights(MASK, over="sequence")
     batch = {"old": OLD, "advantages": ADV, "weights": weights, "shares": shares, "text": np.abs(LOGP), "text_weights": MASK * 0.5}
     batch = {name: jnp.asarray(array, jnp.float32) for name, array in batch.items()}
@@ -134,7 +134,7 @@ def test_trap_7_and_8_microbatches_and_the_pretraining_mix_are_one_update():
         known, (terms, _) = totals(batch), loss(params, None, batch, None)
         return sum(term.coefficient * term.sum / known[name] for name, term in terms.items())
 
-    for parts in (1, 2, 4):
+    for parts in (1, 4):
         step = make_step(loss, totals, optax.sgd(1.0), microbatches=parts, clip_norm=None)
         state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(1.0).init(params))
         after, report = step(state, None, batch)
