@@ -154,11 +154,20 @@ def test_policies_and_their_gradients(name):
     old = np.where(MASK, LOGP + 0.4 * rng.normal(size=LOGP.shape), 0).astype(np.float32)
     scores = rng.normal(size=2 * B).astype(np.float32)
     new = torch.tensor(LOGP, requires_grad=True)
+    corrected = their_level == "token"
     fake = trainer(
-        loss_type=theirs, importance_sampling_level=their_level, beta=0.1, epsilon_low=0.2,
-        epsilon_high=1.28 if theirs == "cispo" else 0.28, top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False, max_completion_length=16, _entropy_bonus_enabled=False,
-        args=types.SimpleNamespace(delta=options.get("dual"), use_bias_correction_kl=their_level == "token"),
-    )  # fmt: skip
+        loss_type=theirs,
+        importance_sampling_level=their_level,
+        beta=0.1,
+        epsilon_low=0.2,
+        epsilon_high=1.28 if theirs == "cispo" else 0.28,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm=False,
+        max_completion_length=16,
+        _entropy_bonus_enabled=False,
+        args=types.SimpleNamespace(delta=options.get("dual"), use_bias_correction_kl=corrected),
+    )
     fake.model = mock.MagicMock(training=False)
     fake._get_per_token_logps_and_entropies = lambda *args, **kwargs: (new, torch.zeros_like(new), None)
     inputs = {"prompt_ids": torch.zeros(2 * B, 1), "prompt_mask": torch.ones(2 * B, 1), "completion_ids": torch.tensor(MASK)}
@@ -171,7 +180,7 @@ def test_policies_and_their_gradients(name):
 
     def loss(log_probs):
         terms, _ = policy.policy(log_probs, scores[:, None], weights, surrogate, old=old, level=level, **options)
-        terms |= kl.kl_term(log_probs, REF, weights, coefficient=0.1, corrected=their_level == "token", old=old)[0]
+        terms |= kl.kl_term(log_probs, REF, weights, coefficient=0.1, corrected=corrected, old=old)[0]
         return sum(term.coefficient * term.sum for term in terms.values()) / shares.sum()
 
     value, grad = jax.value_and_grad(loss)(LOGP)
