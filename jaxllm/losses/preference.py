@@ -16,7 +16,7 @@ class Pairs(NamedTuple):
     Attributes:
       chosen: float [B], log pi(y_w | x): the sum over the completion's tokens, the prompt's left out.
       rejected: float [B], log pi(y_l | x).
-      reference_chosen: float [B], the same under the reference policy, without gradient; losses that have none (see `LOSSES`) take any number.
+      reference_chosen: float [B], the same under the reference policy; losses that read none (see `LOSSES`) take any number.
       reference_rejected: float [B].
       chosen_lengths: [B], tokens summed in `chosen`.
       rejected_lengths: [B].
@@ -213,8 +213,8 @@ def preference(
     """
     check_choice("nll_over", nll_over, NLL_REDUCTIONS)
     pairs = Pairs(*(trained(field, weights) for field in pairs))
-    references = (jax.lax.stop_gradient(field) if row.reference else 0.0 for field in (pairs.reference_chosen, pairs.reference_rejected))
-    pairs = pairs._replace(**dict(zip(("reference_chosen", "reference_rejected"), references, strict=True)))
+    first, second = (jax.lax.stop_gradient(field) if row.reference else 0.0 for field in pairs[2:4])
+    pairs = pairs._replace(reference_chosen=first, reference_rejected=second)
     terms = {"preference": Term(weighted_sum(row.loss(pairs, **options), weights))}
     if coefficient := row.nll if nll is None else nll:
         each = pairs.chosen / jnp.maximum(pairs.chosen_lengths, 1) if nll_over == "sequence" else pairs.chosen
