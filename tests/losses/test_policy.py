@@ -115,7 +115,7 @@ def test_trap_7_denominators():
 
 
 def test_trap_7_and_8_microbatches_and_the_pretraining_mix_are_one_update():
-    """Through the training step: PPO-ptx is one summed gradient, the same for one and for four microbatches."""
+    """Through the training step: PPO-ptx is one summed gradient, the same for the whole batch and for four microbatches."""
     weights, shares = token_weights(MASK, over="sequence")
     batch = {"old": OLD, "advantages": ADV, "weights": weights, "shares": shares, "text": np.abs(LOGP), "text_weights": MASK * 0.5}
     batch = {name: jnp.asarray(array, jnp.float32) for name, array in batch.items()}
@@ -134,13 +134,12 @@ def test_trap_7_and_8_microbatches_and_the_pretraining_mix_are_one_update():
         known, (terms, _) = totals(batch), loss(params, None, batch, None)
         return sum(term.coefficient * term.sum / known[name] for name, term in terms.items())
 
-    for parts in (1, 4):
-        step = make_step(loss, totals, optax.sgd(1.0), microbatches=parts, clip_norm=None)
-        state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(1.0).init(params))
-        after, report = step(state, None, batch)
-        np.testing.assert_allclose(params["w"] - after.params["w"], jax.grad(objective)(params)["w"], rtol=2e-5, atol=1e-6)
-        assert float(report["loss"]) == pytest.approx(float(objective(params)), rel=1e-5)
-        assert 0 <= float(report["clipped_high"]) <= 1
+    step = make_step(loss, totals, optax.sgd(1.0), microbatches=4, clip_norm=None)
+    after, report = step(TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(1.0).init(params)), None, batch)
+    value, grad = jax.value_and_grad(objective)(params)  # of the whole batch
+    np.testing.assert_allclose(params["w"] - after.params["w"], grad["w"], rtol=2e-5, atol=1e-6)
+    assert float(report["loss"]) == pytest.approx(float(value), rel=1e-5)
+    assert 0 <= float(report["clipped_high"]) <= 1
 
 
 def test_trap_9_the_cap_of_cispo_is_of_the_ratio():
