@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxllm.data import natural_instructions
-from jaxllm.data.chat import Dialogue, Encoded, Template, WrongDialogue, each_answer, encode_batch
+from jaxllm.data.chat import Encoded, encode_batch
 from jaxllm.data.conversations import Reading, Tally, check_share, records
+from jaxllm.data.dialogues import Dialogue, Template, WrongDialogue, each_answer
 from jaxllm.data.examples import Examples, ExampleStore, open_examples, write_examples
 from jaxllm.data.held_out import Part
 from jaxllm.data.making import Say
