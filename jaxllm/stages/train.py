@@ -246,8 +246,9 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
     for name, ask in tasks.evals(config, model, prepared.tokenizer):
         evals.append(Eval(name, config.tasks.every or every, functools.partial(_ask, ask), at_start=True))
     evals.append(Eval("epochs", every, lambda state: reader.epochs(int(state.step))))
+    began = int(state.step)
     with jax.set_mesh(mesh), contextlib.closing(feed):
-        return fit(
+        ended = fit(
             state,
             {},
             feed,
@@ -259,6 +260,18 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
             stop=stop,
             early=EarlyStopping(early.metric, early.patience, early.mode) if early.metric else None,
         )
+    if feed_state is not None and ended.step == began and ended.reason != "stopped":
+        hosts.say(finished(ended, config))
+    return ended
+
+
+def finished(ended: Ended, config: ConfigDict) -> str:
+    """What to say of a run that was started again and had nothing left to do."""
+    if ended.reason == "early":
+        why = f"it stopped early, as {config.early_stopping.metric} no longer improved. To go on: a larger early_stopping.patience"
+    else:
+        why = f"all its steps are done. To go on: more of them, --config.steps={2 * config.steps} say"
+    return f"This run is finished at step {ended.step} of {config.steps}: {why}."
 
 
 def start_state(made: Run, checkpoints: Checkpoints, expect: Mapping[str, Any]) -> tuple[Any, Any]:
