@@ -12,6 +12,13 @@ from jaxllm.tasks.rows import read_rows
 
 ANSWERS = ("text", "answer", "output", "response", "completion")  # fields of an answer; `text` is what `jaxllm sample` writes
 BOTH = (("first", "second"), ("response1", "response2"), ("output_1", "output_2"), ("chosen", "rejected"))
+WRITTEN = (
+    str,
+    bool,
+    int,
+    float,
+    type(None),
+)  # what an answer may be in a file of labels: some were read as Python before they were published
 LABELS = ("label", "preference")  # beside annotator1, annotator2, ...
 MEANING = {1: 1.0, 2: 0.0, 0: 0.5, 1.5: 0.5}  # what people's labels say: the first is better, the second, a tie (0, or 1.5)
 
@@ -32,8 +39,8 @@ class Pairs(NamedTuple):
 
     def limited(self, count: int | None) -> "Pairs":
         """The first pairs; None: all."""
-        columns = (column[:count] for column in (self.prompts, self.first, self.second, self.groups))
-        return Pairs(*columns, self.step, None if self.labels is None else self.labels[:count])  # type: ignore[arg-type]
+        labels = None if self.labels is None else self.labels[:count]
+        return Pairs(self.prompts[:count], self.first[:count], self.second[:count], self.groups[:count], self.step, labels)
 
 
 class Answers(NamedTuple):
@@ -84,7 +91,7 @@ def paired(first: Answers, second: Answers) -> Pairs:
     lone = [prompt for prompt in itertools.chain(first.of, second.of) if (prompt in first.of) != (prompt in second.of)]
     if lone:
         raise ValueError(
-            f"{len(lone)} of {len(first.of.keys() | second.of.keys())} prompts are answered in one file alone, {lone[0][:80]!r} first of all."
+            f"{len(lone)} of {len(first.of.keys() | second.of.keys())} prompts are answered in one file alone: {lone[0][:80]!r}, for one."
             " Give answers to the same prompts."
         )
     found = Pairs([], [], [], [], first.step)
@@ -100,7 +107,8 @@ def read_labelled(path: str) -> Pairs:
     """A file of pairs that people judged, as PandaLM, LLMBar and AlpacaEval publish theirs, or {prompt, chosen, rejected}.
 
     Labels are 1 (the first is better), 2 (the second is), 0 or 1.5 (a tie), null (nobody said anything); several people's stand in
-    annotator1, annotator2, ... The chosen answer of a {chosen, rejected} is the first.
+    annotator1, annotator2, ...; an answer that is null is an empty one, and PandaLM's true is "True". The chosen answer of a
+    {chosen, rejected} is the first.
 
     Raises:
       ValueError: no such file, nothing in it, a row of another form, or another label.
@@ -109,11 +117,12 @@ def read_labelled(path: str) -> Pairs:
     for number, row in enumerate(read_rows(path), 1):
         where = f"Row {number} of {path}"
         prompt, _ = _prompt(row, where)
-        both = next((names for names in BOTH if all(isinstance(row.get(name), str) for name in names)), None)
+        both = next((names for names in BOTH if all(isinstance(row.get(name, ()), WRITTEN) for name in names)), None)
         if both is None:
             forms = " or ".join("{" + ", ".join(names) + "}" for names in BOTH)
             raise ValueError(f"{where} has the fields {', '.join(sorted(row))} and no two answers: {forms}.")
-        found.add(prompt, row[both[0]], row[both[1]], numbers.setdefault(prompt, len(numbers)))
+        first, second = ("" if row[name] is None else str(row[name]) for name in both)
+        found.add(prompt, first, second, numbers.setdefault(prompt, len(numbers)))
         labels.append([1.0] if both[0] == "chosen" else _labels(row, where))
     if not labels:
         raise ValueError(f"{path} has no pairs.")

@@ -58,7 +58,8 @@ def evals(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> list[tuple[
 
     def scores(asked: Asked, params: Any) -> dict[str, float]:
         found = [suite.run(params, asked.name, asked.task, asked.rows, how) for how in asked.hows]
-        return merged(found).metrics
+        whole = merged(found)
+        return whole.metrics | {"rows": whole.rows, "unscored": whole.unscored}
 
     def bound(asked: Asked) -> Callable[[Any], dict[str, float]]:
         return lambda params: scores(asked, params)
