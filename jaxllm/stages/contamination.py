@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.data.formats import Piece, cut, read_piece
+from jaxllm.data.formats import EVERY, Piece, cut, read_piece
 from jaxllm.data.prepared import Prepared, open_prepared
 from jaxllm.data.remote import is_remote
 from jaxllm.data.sources import list_files, make_sources
@@ -75,7 +75,8 @@ def open_texts(entry: Any, source: str) -> list[Text]:
     files, _ = list_files(named)
 
     def reader(piece: Piece) -> Callable[[Tell], Iterator[Document]]:
-        return lambda tell: _records(piece, named.field, tell)
+        every = EVERY if piece.file.format == "jsonl" else None  # a record of chats, or of questions and answers, has its texts anywhere
+        return lambda tell: _records(piece, named.field or every, tell)
 
     return [Text(piece.size, reader(piece)) for file in files for piece in cut(0, file, PIECE_BYTES)]
 

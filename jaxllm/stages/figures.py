@@ -62,7 +62,7 @@ def _rows(name: str, record: Record) -> list[list[Any]]:
 
 
 def _shown(record: Record, key: str) -> str:
-    if record.get(key) is None:
+    if record.get(key) is None or not record["contaminated"]:
         return ""
     return f"{record[key]:.4g} ({_between(record, key)}; {record['rows_clean']:,} rows)"
 

@@ -29,7 +29,8 @@ def show(results: Sequence[Result], title: str) -> None:
         for name, value in result.metrics.items():
             if name in COUNTS or name.endswith(("_low", "_high")):
                 continue
-            clean = name.startswith("clean_")
+            if (clean := name.startswith("clean_")) and not share:  # it is the score itself
+                continue
             ends = [result.metrics.get(f"{name}_{end}") for end in ("low", "high")]
             between = "" if None in ends else f"{ends[0]:.4f} to {ends[1]:.4f}"
             seen = (("0" if clean else f"{share:.1%}" if math.isfinite(share) else "too short"),) if looked else ()
