@@ -152,7 +152,12 @@ SHARED: dict[str, Key] = {
 }
 
 TASKS: dict[str, Key] = {
-    "tasks.names": Key([], list, "tasks (jaxllm tasks lists them), or name=FILE, to be asked while training", resume=True),
+    "tasks.names": Key(
+        [],
+        list,
+        "tasks (jaxllm tasks lists them), or name=FILE, to be asked while training; all: those found under tasks.path",
+        resume=True,
+    ),
     "tasks.every": Key(0, int, "updates between two askings; 0: as eval.every says", resume=True),
     "tasks.path": Key(None, str, "a folder to look for the tasks' files in, by the names they are published under", resume=True),
     "tasks.limit": Key(None, int, "rows of each task, the first ones; none: all", resume=True),
@@ -164,6 +169,12 @@ TASKS: dict[str, Key] = {
     "tasks.max_new_tokens": Key(None, int, "tokens of an answer; none: the task's own number", resume=True),
     "tasks.length": Key(None, int, "tokens that the model reads at most; none: its context", resume=True),
     "tasks.slots": Key(8, int, "answers that are written together", resume=True),
+    "tasks.contamination": Key(
+        [],
+        list,
+        "training text to look for the tasks' rows in (evaluate): files, folders, or run: what the model was trained on",
+        resume=True,
+    ),
     "tasks.rows": Key(32, int, "continuations that are scored together", resume=True),
 }
 
