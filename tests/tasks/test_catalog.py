@@ -245,6 +245,12 @@ def test_chains_of_thought_end_in_an_answer(answer, right):
     assert TASKS["bbh"].task.score(OTHERS["bbh"], answer)["exact_match"] == right
 
 
+def test_material_is_of_the_row_alone():
+    shown = BBH(prompts={"x": "Q: shared\nA: so the answer is yes."})
+    assert shown.material({"name": "x", "input": "2 + 2?", "target": "4"}) == "2 + 2? 4"
+    assert Arithmetic().material({"question": "1 + 1 =", "answer": "2"}) == "1 + 1 = 2"
+
+
 def test_files_are_found_by_their_published_names(tmp_path):
     rows = [{"query": "Q", "choices": ["a", "b"], "gold": 1}] * 3
     (tmp_path / "mc").mkdir()
