@@ -23,7 +23,7 @@ from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.logits import Sampling
 from jaxllm.sampling.text import Texts, encode_prompt
-from jaxllm.stages import scores, setup, tasks, workdir
+from jaxllm.stages import opened, scores, setup, tasks, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.training.lock import hold
 from jaxllm.training.metrics import AFTERWARDS
@@ -152,7 +152,7 @@ def open_judge(args: Namespace, config: ConfigDict, mesh: Any) -> Bench:
         "max_new_tokens": section.max_new_tokens or WORDS,
     }
     texts = Texts(model, tokenizer, sampling=Sampling(temperature=0.0), **size)
-    who = json.dumps([tasks.identity(args.judge, step), rubric, texts.length, texts.max_new_tokens, model.dtype, config.seed])
+    who = json.dumps([opened.identity(args.judge, step), rubric, texts.length, texts.max_new_tokens, model.dtype, config.seed])
     return Bench(rubric_judge(asker(texts, params, config.seed), rubric, reasons), who, True, reasons)
 
 

@@ -6,7 +6,6 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,11 +21,10 @@ from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.stages import contamination, setup, workdir
 from jaxllm.stages.config import load, parse_overrides, resolve
-from jaxllm.stages.init_from import open_model
+from jaxllm.stages.opened import identity, open_model, open_tokenizer
 from jaxllm.stages.scores import show
 from jaxllm.stages.wanted import Asked, wanted
 from jaxllm.tasks.catalog import TASKS, kind
-from jaxllm.training import manifest
 from jaxllm.training.lock import hold
 from jaxllm.training.metrics import AFTERWARDS
 from jaxllm.training.sinks import JsonLines
@@ -136,7 +134,7 @@ def open_source(source: str, mesh: Any, step: int | None, config: ConfigDict) ->
     """Model, parameters, tokenizer and step of a work directory or a Hugging Face folder."""
     if not folders.is_one(source):
         model, params, at = open_model(source, mesh, step, None)
-        return *setup.unrolled(model, params), workdir.own_tokenizer(source), at
+        return *setup.unrolled(model, params), open_tokenizer(source, config.peft.task), at
     folder = folders.open_folder(source)
     family, shape = places.read_config(folder)
     dtype = places.stored_dtype(folder, family, shape)
@@ -148,17 +146,6 @@ def open_source(source: str, mesh: Any, step: int | None, config: ConfigDict) ->
     )
     tokenizer = tokenizer_files.load(folder.path, shape.vocab_size, hosts.say)
     return model, huggingface.load(folder, family, model, mesh, say=hosts.say), tokenizer, 0
-
-
-def identity(source: str, step: int) -> str:
-    """What tells the weights of a source from those of another: the checksums of a checkpoint's files, or sizes and times of a folder's."""
-    if folders.is_one(source):
-        files: dict[str, Any] = {
-            path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(Path(source).glob("*.safetensors"))
-        }
-    else:
-        files = dict(manifest.read(epath.Path(source) / "checkpoints" / str(step)).files)
-    return json.dumps(files, sort_keys=True, default=str)
 
 
 def run_one(suite: Suite, params: Any, asked: Asked, step: int, file: JsonLines, who: str, shares: np.ndarray | None = None) -> Result:
