@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from jaxllm.tasks.arithmetic import Arithmetic
 from jaxllm.tasks.catalog import TASKS, entry, find_files, kind, open_task
+from jaxllm.tasks.exact import BBH
 from jaxllm.tasks.rows import normal_rows
 from jaxllm.tasks.task import Choice, Generation, WrongRow
 
