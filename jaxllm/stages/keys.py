@@ -38,7 +38,9 @@ SHARED: dict[str, Key] = {
     "model.scan_layers": Key(True, bool, "one compiled layer for all (fast to compile) or each its own", resume=True),
     "model.logprobs_chunk": Key(0, int, "tokens per chunk of the loss; 0 lets the op choose", resume=True),
     # What the data are made from may be said in another way on resume: the training data themselves are compared, see `inputs.check_data`.
-    "data.train": Key([], list, "training sources: a list of {path, weight, format, field}", resume=True),
+    "data.train": Key(
+        [], list, "training sources: a list of {path, weight, format, field}; of dialogues, task:NAME[=FILE] too", resume=True
+    ),
     "data.eval": Key(
         [], list, "validation sets by name: a list of {name, path, format, field}; the held-out split is always one of them", resume=True
     ),

@@ -118,7 +118,7 @@ def _suffix(name: str) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def open_task(name: str, paths: Sequence[str], *, count: int | None = None, seed: int = 0) -> tuple[Task, list[Row]]:
+def open_task(name: str, paths: Sequence[str], *, count: int | None = None, seed: int = 0, part: str = "test") -> tuple[Task, list[Row]]:
     """A task and its rows in its own form.
 
     Args:
@@ -126,13 +126,14 @@ def open_task(name: str, paths: Sequence[str], *, count: int | None = None, seed
       paths: its files; a task that makes its rows needs none.
       count: of rows that are made.
       seed: of rows that are made.
+      part: of rows that are made: "test", or "train", which has none of those.
 
     Raises:
       ValueError: an unknown task, no files, a wrong row, or no row at all.
     """
     found = entry(name)
     if isinstance(found.task, Arithmetic) and not paths:
-        return found.task, normal_rows(found.task, found.task.made(count or MADE, seed), name)
+        return found.task, normal_rows(found.task, found.task.made(count or MADE, seed, part), name)
     if not paths:
         raise ValueError(f"Task {name!r} needs a file of rows. Give {name}=FILE, or a folder to look in with tasks.path.")
     task, rows = found.task, list[Row]()
