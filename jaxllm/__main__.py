@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS
+from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS, TRAINS
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75  # DESIGN: exit codes
 
-TRAINS = ("pretrain",)  # stages that run config.steps updates
 EPILOG = (
     "Any config key can be overridden: --config.optimizer.learning_rate=1e-3. Starting a stage again in the same --workdir resumes it. "
     "Exit codes: 0 done, 75 stopped early and saved (run again), 2 your mistake, 1 anything else."
@@ -35,11 +34,19 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _keys_help({k: v for k, v in SHARED.items() if k.startswith("data.") or k in ("seed", "sequence_length")})
 
 
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("show",), help="show: one row, as coloured tokens")
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the config that trains on it; see configs/")
+    parser.add_argument("--row", type=int, default=0, metavar="N", help="which row, counted from the first of step 0 (default: 0)")
+    parser.add_argument("--html", metavar="FILE", help="also write a page here; each token says everything of itself")
+
+
 def _pretrain(parser: argparse.ArgumentParser) -> None:
     _configured(parser, workdir=False)
     parser.add_argument("--check", action="store_true", help="check the config by shapes alone; nothing runs")
     parser.add_argument("--canary", type=int, metavar="N", help="compare N updates with fast compiler flags and with none; nothing is kept")
     parser.add_argument("--presets", action=_Presets, nargs=0, help="list the model presets and exit")
+    parser.add_argument("--methods", action=_Methods, nargs=0, help="list the methods of peft.name and exit")
     parser.epilog = _keys_help(SHARED)
 
 
@@ -106,6 +113,11 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first work directory)")
 
 
+def _run(parser: argparse.ArgumentParser) -> None:
+    _configured(parser)
+    parser.add_argument("--check", action="store_true", help="check every stage's config and print the commands; nothing runs")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default="demo", metavar="DIR", help="default: ./demo")
     parser.add_argument("--keep", action="store_true", help="go on with an earlier demo instead of starting afresh")
@@ -119,7 +131,9 @@ def _checkpoints(parser: argparse.ArgumentParser) -> None:
 
 FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "prepare": _prepare,
+    "data": _data,
     "pretrain": _pretrain,
+    "sft": _pretrain,
     "evaluate": _evaluate,
     "tasks": lambda parser: None,
     "sample": _sample,
@@ -127,6 +141,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "convert": _convert,
     "plan": _plan,
     "report": _report,
+    "run": _run,
     "demo": _demo,
     "checkpoints": _checkpoints,
 }
@@ -137,6 +152,18 @@ class _Presets(argparse.Action):
         from jaxllm.models.presets import PRESETS
 
         print("\n".join(PRESETS))
+        parser.exit()
+
+
+class _Methods(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        import dataclasses
+
+        from jaxllm.models.peft import METHODS
+
+        for name, method in METHODS.items():
+            options = [field.name for field in dataclasses.fields(method) if field.name != "model"]
+            print(f"{name:12} {(method.__doc__ or '').splitlines()[0]} Options: {', '.join(options) or 'none'}.")
         parser.exit()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -243,7 +244,7 @@ def summary(task: Task, records: Sequence[Record], how: How) -> tuple[dict[str, 
 
 def _summary_of_text(records: Sequence[Record]) -> dict[str, float]:
     nats, size = -sum(record["log_prob"] for record in records), sum(record["bytes"] for record in records)
-    words = sum(len(record["target"].split()) for record in records)
+    words = sum(len(re.split(r"\s+", record["target"])) for record in records)  # as lm-eval counts them
     return {
         "bits_per_byte": nats / math.log(2) / max(size, 1),
         "byte_perplexity": math.exp(min(nats / max(size, 1), 700.0)),

@@ -6,6 +6,7 @@ import jax
 from flax import linen as nn
 
 from jaxllm.models.tokens import Tokens
+from jaxllm.ops import quantize
 
 COLLECTION = "adapters"  # Flax's name for the second tree
 LAST = "last"  # where layers of the base are replaced, see `last_layers`
@@ -106,12 +107,12 @@ def entry(module: nn.Module, name: str) -> Any:
 
 
 def merge(base: Params, adapters: Params) -> Params:
-    """The base with every adapter in its weights; computed in float32, and in the base's dtypes.
+    """The base with every adapter in its weights; computed in float32, and in the base's dtypes; a quantised base becomes float32.
 
     Raises:
       ValueError: an adapter that no weights can do, see `Adapter.merged`.
     """
-    return _merge(base, adapters, stacked=False)
+    return _merge(quantize.whole(base), adapters, stacked=False)
 
 
 def _merge(base: Params, adapters: Params, stacked: bool) -> Params:

@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models.adapted import entries, entry
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.tokens import Tokens
+from jaxllm.ops import quantize
 from jaxllm.ops.products import project
+from jaxllm.ops.quantize import Quantized
 from jaxllm.parallel import rules
 
 # The logical names of every parameter's dims, by the last two parts of its name; a scanned layer has "layers" in front.
@@ -97,12 +98,14 @@ def _gathered_backward(axes, _, cotangent):
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def weight(kernel: jax.Array, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
+def weight(kernel: jax.Array | Quantized, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
     """A stored weight as its product needs it: in the compute dtype, gathered over `fsdp`; its gradient goes back cut as it is stored.
 
     The cast comes first and is pinned to the stored cut, so that half the bytes travel in bfloat16: left to itself, the partitioner gathers
-    and then casts. The gathered copy is named "weight": no remat policy keeps it.
+    and then casts. The gathered copy is named "weight": no remat policy keeps it. A quantised weight is dequantised, and has no gradient.
     """
+    if isinstance(kernel, Quantized):
+        return quantize.weight(kernel, axes, dtype)
     kernel = kernel.astype(dtype)
     return checkpoint_name(_gathered(kernel, axes), "weight") if _sharded() else kernel
 
@@ -117,6 +120,8 @@ def again(f: Callable, compute: Compute) -> Callable:
 
 class Dense(nn.Module):
     """einsum(x, kernel) + bias with a kernel of any rank, and what adapters make of it (`adapted.Adapter`).
+
+    The kernel may be given as a `Quantized` one.
 
     Attributes:
       equation: the einsum, for example "btd,dnh->btnh".
@@ -138,16 +143,13 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, *operands: jax.Array, tokens: Tokens | None = None) -> jax.Array:
-        kernel: Any = self.get_variable("params", "kernel")
-        if kernel is None or isinstance(kernel, jax.Array | np.ndarray):  # else a record whose `astype` gives the array: a quantised kernel
-            kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
-        adapters = entries(self)
+        kernel, adapters = self._kernel(), entries(self)
 
         def product(kernel, adapters, tokens, *operands):
             (x,) = operands if self.before is None else (self.before(*operands),)
             for adapter in adapters:
                 x = adapter.into(x)
-            y = project(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
+            y = self._product(x, kernel)
             for adapter in adapters:
                 y = adapter.product(y, x, self, kernel, tokens)
             return y
@@ -161,6 +163,18 @@ class Dense(nn.Module):
         for adapter in adapters:
             y = adapter.out(y.astype(jnp.float32)).astype(self.compute.dtype)
         return y
+
+    def _kernel(self) -> Any:
+        given: Any = self.get_variable("params", "kernel")
+        if isinstance(given, Quantized):  # Flax's own look-up would compare its arrays with the shape of a plain one
+            assert given.shape == self.shape, (given.shape, self.shape)
+            return given
+        return self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
+
+    def _product(self, x: jax.Array, kernel: Any) -> jax.Array:
+        if isinstance(kernel, Quantized):
+            return quantize.project(self.equation, x, kernel, self.axes, self.compute.dtype)
+        return project(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
 
 
 class Norm(nn.Module):

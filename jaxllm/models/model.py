@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxllm.models.transformer import Block, Stem, transformer
 from jaxllm.ops import logprobs
 from jaxllm.ops.attention import KERNELS, Asked, choose
 from jaxllm.ops.blockwise import Rule
+from jaxllm.ops.quantize import is_quantized
 from jaxllm.ops.vocabulary import LogProbs
 from jaxllm.parallel import rules
 
@@ -232,7 +234,10 @@ class Model:
 
     def num_params(self, params: Params | Adapted | None = None) -> int:
         """How many numbers the parameters are; from the config alone when none are given."""
-        return counts.parameters(self.config) if params is None else sum(leaf.size for leaf in jax.tree.leaves(params))
+        if params is None:
+            return counts.parameters(self.config)
+        leaves = jax.tree.leaves(params, is_leaf=is_quantized)
+        return sum(math.prod(leaf.shape) for leaf in leaves)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Model FLOPs of a forward and backward pass, per token of a sequence this long; see `counts.training_flops`."""

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxllm.evaluation.perplexity import SCORES, perplexity
+from jaxllm.evaluation.perplexity import SCORES
 from jaxllm.parallel import hosts
-from jaxllm.stages import inputs, setup, tasks, workdir
+from jaxllm.stages import inputs, setup, tasks, tuning, workdir
 from jaxllm.stages.config import parse_overrides, resolve
-from jaxllm.stages.init_from import open_model
-from jaxllm.stages.pretrain import eval_sums
+from jaxllm.stages.keys import TRAINS
+from jaxllm.stages.opened import open_model
+from jaxllm.stages.recipes import recipe_of
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
@@ -27,17 +28,19 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     hosts.start(config.parallel.coordinator, config.parallel.num_processes, config.parallel.process_id)
     setup.keep_compiled_programs()
     mesh = setup.reading_mesh(config)
-    prepared = inputs.data_of_run(config, args.workdir, anew=any(key.startswith("data.") for key in given))
-    if not prepared.streams("eval"):
+    recipe = recipe_of(config, record["stage"] if record["stage"] in TRAINS else "pretrain")
+    anew = any(key.startswith("data.") for key in given)
+    data = inputs.data_of_run(config, args.workdir, anew) if recipe.name == "pretrain" else recipe.open_data(config)
+    if not data.eval_names():
         raise ValueError(
             f"{args.workdir} holds no document out. Name text to score: --config.data.eval=FILE, or train with data.eval_fraction."
         )
     model, params, step = open_model(args.workdir, mesh, args.step, config)
-    sums = eval_sums(config, model, prepared.tokenizer.token_bytes())
+    score, soft = recipe.scorer(config, model, data.tokenizer), tuning.make(config, model).soft()
     scores = {}
     with jax.set_mesh(mesh):
-        for name, stream in prepared.streams("eval").items():
-            scores[name] = perplexity(sums, params, inputs.eval_batches(config, mesh, stream))
+        for name in data.eval_names():
+            scores[name] = score(params, inputs.eval_batches(config, mesh, data.eval_reader(config, name, soft)))
             if hosts.is_first():
                 print(json.dumps({"step": step, "name": name, **scores[name]}), flush=True)
     show(scores, f"{args.workdir}, step {step}")

@@ -24,7 +24,7 @@ from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import load, parse_overrides, resolve
-from jaxllm.stages.init_from import open_model
+from jaxllm.stages.opened import open_model
 from jaxllm.tasks.catalog import TASKS, entry, find_files, kind, open_task
 from jaxllm.tasks.task import Generation, Task, Text
 from jaxllm.training import manifest

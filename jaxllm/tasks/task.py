@@ -76,7 +76,7 @@ class Task:
 class Choice(Task):
     """Several continuations, of which the model should find one likeliest.
 
-    The metrics are lm-evaluation-harness's: `accuracy` by the sum of log-probabilities, `accuracy_norm` by the sum per byte of the choice.
+    The metrics are lm-evaluation-harness's: `accuracy` by the sum of log-probabilities, `accuracy_norm` by the sum per character of the choice.
     """
 
     FIELDS: ClassVar[Fields] = (("query", "choices", "gold"),)
@@ -108,10 +108,10 @@ class Choice(Task):
         Args:
           row: a normal one.
           log_probs: of each choice, nats, summed over its tokens.
-          sizes: bytes of each choice, without `BEFORE_ANSWER`.
+          sizes: characters of each choice, without `BEFORE_ANSWER`.
         """
-        per_byte = [total / max(size, 1) for total, size in zip(log_probs, sizes, strict=True)]
-        return {name: float(first_best(x) == row["gold"]) for name, x in (("accuracy", log_probs), ("accuracy_norm", per_byte))}
+        normed = [total / max(size, 1) for total, size in zip(log_probs, sizes, strict=True)]
+        return {name: float(first_best(x) == row["gold"]) for name, x in (("accuracy", log_probs), ("accuracy_norm", normed))}
 
 
 @dataclasses.dataclass(frozen=True)
