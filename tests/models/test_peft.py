@@ -1,6 +1,5 @@
 """Every method of parameter-efficient tuning: where it starts, what it changes, what it never touches, and that it learns."""
 
-import dataclasses
 import functools
 
 import jax
@@ -269,25 +268,6 @@ def test_a_step_of_lora_needs_no_gradients_of_the_base():
 def test_what_does_not_fit_is_refused(name, options, match):
     with pytest.raises(ValueError, match=match):
         peft.make(Model(LLAMA), name, **options)
-
-
-def test_parameters_may_be_of_another_kind():
-    """A kernel that is no array, such as a quantised one, is brought to its use by its own `astype`."""
-
-    @functools.partial(jax.tree_util.register_dataclass, data_fields=("half",), meta_fields=())
-    @dataclasses.dataclass(frozen=True)
-    class Doubled:
-        half: jax.Array
-
-        def astype(self, dtype):
-            return (2 * self.half).astype(dtype)
-
-    base = jax.tree_util.tree_map_with_path(
-        lambda path, x: Doubled(x / 2) if "layers" in rules.path_name(path) and path[-1].key == "kernel" else x, base_of()
-    )
-    for name in ("lora", "dora"):
-        adapters = drawn_of(name)
-        np.testing.assert_array_equal(program()(Adapted(base, adapters), tokens_of()), program()(Adapted(base_of(), adapters), tokens_of()))
 
 
 def test_axes_serve_every_optimizer():
