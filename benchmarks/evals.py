@@ -2,8 +2,9 @@
 
     python -m benchmarks.evals --model FOLDER --data FOLDER --text BOOK... --peer .venv-3.11/bin/python
 
-The peers' model has a tokenizer that knows no words, so one is trained on the text first: byte-level BPE of 32,000. Both sides are processes that stay: each reads the model, asks everything once (ours compiles, the harness's finds its best batch size), and
-is then timed, A B A B, from the texts to the log-likelihoods. Their log-likelihoods have to agree.
+The peers' model has a tokenizer that knows no words, so one is trained on the text first: byte-level BPE of 32,000. Both sides are
+processes that stay: each reads the model, asks everything once (ours compiles, the harness's finds its best batch size), and is then
+timed, A B A B, from the texts to the log-likelihoods. Their log-likelihoods have to agree.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def dressed(model: Path, texts: Sequence[str]) -> Path:
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<pad>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator((gzip.open(text, "rt", encoding="utf-8").read() for text in texts), trainer)
+    bpe.train_from_iterator((gzip.decompress(Path(text).read_bytes()).decode() for text in texts), trainer)
     bpe.save(str(place / "tokenizer.json"))
     said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>"}
     (place / "tokenizer_config.json").write_text(json.dumps(said))
@@ -151,7 +152,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if options.side:
-        return side(options)
+        side(options)
+        return
     place = dressed(Path(options.model), options.text) if options.text else options.model
     words = ["-m", "benchmarks.evals", *sys.argv[1:], "--model", str(place), "--side"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

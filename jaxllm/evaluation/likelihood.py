@@ -166,7 +166,7 @@ class Likelihoods:
     def _rounded(self, rows: int) -> int:
         """A power of two or three quarters of one, and a multiple of what the mesh deals out."""
         most = 1 << (rows - 1).bit_length()
-        return -(-(most * 3 // 4 if 4 <= most and rows <= most * 3 // 4 else most) // self.ways) * self.ways
+        return -(-(most * 3 // 4 if most >= 4 and rows <= most * 3 // 4 else most) // self.ways) * self.ways
 
     def _read_shared(self, params: Any, tokens: jax.Array, count: int) -> caches.Cache:
         """The cache of one row with the beginning that all texts share."""
@@ -187,7 +187,7 @@ class Likelihoods:
         return self.model.decode(params, fed, cache, counts=sizes)[0]
 
     def _score_tokens(self, params: Any, hidden: jax.Array, picked: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities of tokens int32 [ways, n] at places of hidden [each, ends, D] counted through, and whether they are likeliest."""
+        """Log-probabilities of tokens int32 [ways, n] at places of hidden [each, ends, D], and whether they are the likeliest."""
         found = self.model.log_probs(params, hidden.reshape(-1, hidden.shape[-1])[picked], wanted)
         return rules.constrain(found.log_probs, None, None), rules.constrain(found.correct, None, None)  # every process gets all of them
 
