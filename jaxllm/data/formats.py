@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from jaxllm.data import remote
@@ -25,6 +26,7 @@ RECORD_SUFFIXES = {
     ".array_record": "arrayrecord",
     ".arrayrecord": "arrayrecord",
 }
+EVERY = "*"  # as the field of a JSON record: all its texts
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 
 
@@ -60,12 +62,14 @@ class Record:
     problem: str | None = None
 
 
-def detect(path: str) -> tuple[str | None, str | None]:
-    """Format and compression by the name of a file; format None: not a name we know."""
+def detect(path: str, also: Mapping[str, str] = MappingProxyType({})) -> tuple[str | None, str | None]:
+    """Format and compression by the name of a file, `also` by suffixes of the caller's; format None: not a name we know."""
     stem, suffix = os.path.splitext(path.lower())
     compression = COMPRESSIONS.get(suffix)
     if compression:
         suffix = os.path.splitext(stem)[1]
+    if suffix in also:
+        return also[suffix], compression
     if suffix in RECORD_SUFFIXES:
         return RECORD_SUFFIXES[suffix], compression
     return ("text" if suffix in TEXT_SUFFIXES else None), compression
@@ -139,11 +143,21 @@ def _from_json(line: int, data: bytes, field: str) -> Record:
         return Record(line, None, f"invalid UTF-8: {error.reason} at byte {error.start}")
     except (ValueError, RecursionError) as error:
         return Record(line, None, f"broken JSON: {error}")
+    if field == EVERY:
+        return _document(line, "\n".join(_texts(said)), field)
     name = next((name for name in field.split(",") if isinstance(said, dict) and name in said), None)
     if name is None:
         there = ", ".join(sorted(said)[:8]) if isinstance(said, dict) else type(said).__name__
         return Record(line, None, f"missing field: {field!r} (there: {there})")
     return _document(line, said[name], name)
+
+
+def _texts(said: Any) -> Iterator[str]:
+    """Every text in a JSON value, in order; the names of fields are none."""
+    if isinstance(said, str):
+        yield said
+    for inner in said.values() if isinstance(said, dict) else said if isinstance(said, list) else ():
+        yield from _texts(inner)
 
 
 def _read_text(piece: Piece, field: str | None) -> Iterator[Record]:
@@ -152,6 +166,12 @@ def _read_text(piece: Piece, field: str | None) -> Iterator[Record]:
 
 
 def _read_jsonl(piece: Piece, field: str | None) -> Iterator[Record]:
+    for line, data in lines(piece):
+        yield _from_json(line, data, field or "text") if data.strip() else Record(line, None, "empty")
+
+
+def lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in a part of a file, numbered from 1."""
     with open_file(piece.file) as file:
         at = piece.start
         if at:  # the line that byte `start - 1` is in belongs to the piece before
@@ -164,11 +184,11 @@ def _read_jsonl(piece: Piece, field: str | None) -> Iterator[Record]:
                 return
             at += len(data)
             line += 1
-            yield _from_json(line, data, field or "text") if data.strip() else Record(line, None, "empty")
+            yield line, data
 
 
 def _read_parquet(piece: Piece, field: str | None) -> Iterator[Record]:
-    parquet = _pyarrow(piece.file.path).ParquetFile(remote.open_binary(piece.file.path))
+    parquet = parquet_file(piece.file)
     columns = parquet.schema_arrow.names
     name = next((name for name in (field or "text").split(",") if name in columns), None)
     if name is None:
@@ -181,6 +201,11 @@ def _read_parquet(piece: Piece, field: str | None) -> Iterator[Record]:
             yield _document(line, text, name)
 
 
+def parquet_file(file: File) -> Any:
+    """An open .parquet."""
+    return _pyarrow(file.path).ParquetFile(remote.open_binary(file.path))
+
+
 def _pyarrow(path: str) -> Any:
     try:
         import pyarrow.parquet
@@ -190,11 +215,16 @@ def _pyarrow(path: str) -> Any:
 
 
 def _read_arrayrecord(piece: Piece, field: str | None) -> Iterator[Record]:
+    for line, data in array_records(piece):
+        yield _from_json(line, data, field) if field else _document(line, data)
+
+
+def array_records(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """The records of a part of an ArrayRecord, numbered from 1."""
     with _ArrayRecord(piece.file.path) as reader:
         stop = reader.num_records() if piece.stop is None else piece.stop
         for start in range(piece.start, stop, 256):
-            for line, data in enumerate(reader.read(list(range(start, min(start + 256, stop)))), start - piece.start + 1):
-                yield _from_json(line, data, field) if field else _document(line, data)
+            yield from enumerate(reader.read(list(range(start, min(start + 256, stop)))), start - piece.start + 1)
 
 
 class _ArrayRecord:

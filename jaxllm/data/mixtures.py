@@ -7,6 +7,7 @@ import numpy as np
 
 ROUNDS = 6
 ENDLESS = 1 << 62
+POWERS = 1 << np.arange(63)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -21,7 +22,7 @@ def shuffle_key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
-def shuffled(index: np.ndarray, length: int, key: int) -> np.ndarray:
+def shuffled(index: np.ndarray, length: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
     """Where a pseudo-random permutation of 0..length-1 sends each index, without ever writing the permutation down.
 
     A Feistel network (Luby & Rackoff 1988) over the next even power of two, walked until it lands below `length` (Black & Rogaway 2002):
@@ -30,24 +31,28 @@ def shuffled(index: np.ndarray, length: int, key: int) -> np.ndarray:
 
     Args:
       index: int64 [n], each in 0..length-1.
-      length: at most 2**62.
-      key: see `shuffle_key`.
+      length: at most 2**62; or int64 [n], each index's own.
+      key: see `shuffle_key`; or uint64 [n], each index's own.
 
     Returns:
       int64 [n].
     """
-    assert 0 < length <= ENDLESS, length
-    half = np.uint64((max(length - 1, 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << int(half)) - 1)
-    keys = _mix(np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key))
+    length, key = np.asarray(length, np.int64), np.asarray(key, np.uint64)
+    assert not length.size or 0 < length.min() <= length.max() <= ENDLESS, length
+    half = ((np.searchsorted(POWERS, np.maximum(length - 1, 1), side="right") + 1) // 2).astype(np.uint64)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    rounds = np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    keys = _mix(rounds.reshape(-1, *[1] * key.ndim) + key)
+    limit = length.astype(np.uint64)
     x = np.asarray(index, np.int64).astype(np.uint64)
     pending = np.ones(x.shape, bool)
     while pending.any():
-        left, right = x[pending] >> half, x[pending] & mask
+        shift, low = (part[pending] if part.ndim else part for part in (half, mask))
+        left, right = x[pending] >> shift, x[pending] & low
         for round_key in keys:
-            left, right = right, left ^ (_mix(right + round_key) & mask)
-        x[pending] = (left << half) | right
-        pending &= x >= np.uint64(length)
+            left, right = right, left ^ (_mix(right + (round_key[pending] if key.ndim else round_key)) & low)
+        x[pending] = (left << shift) | right
+        pending &= x >= limit
     return x.astype(np.int64)
 
 
@@ -74,6 +79,28 @@ class Mixture:
     def __getitem__(self, index: int) -> tuple[int, int]:
         return (0, index) if self._mixed is None else self._mixed[index]
 
-    def counts(self, num_rows: int) -> np.ndarray:
+    def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, place within it) of elements [start, stop), int64 [n] each: what `self[i]` gives, thousands at a time.
+
+        grain's rule, on arrays: of the first k elements that the sources before left over, source i leaves k (r - p) // r, where p is its
+        weight as an integer and r the sum of its own and the later ones'.
+        """
+        sources, within = np.zeros(stop - start, np.int64), np.arange(start, stop)
+        if self._mixed is None:
+            return sources, within
+        parts = [int(share * (100 / self.shares.min())) for share in self.shares.tolist()]
+        remaining = sum(parts)
+        assert stop * remaining < 1 << 63, (stop, remaining)
+        free, left = np.arange(stop - start), np.arange(start, stop + 1)  # elements without a source yet, and how many are before each
+        for source, part in enumerate(parts):
+            after = left * (remaining - part) // remaining
+            taken = left - after
+            mine = np.diff(taken) == 1
+            sources[free[mine]], within[free[mine]] = source, taken[1:][mine] - 1
+            free, left = free[~mine], np.arange(after[0], after[-1] + 1)
+            remaining -= part
+        return sources, within
+
+    def counts(self, num_rows: float) -> np.ndarray:
         """How many of the first `num_rows` are of each source (expected; exact to a row or two), float64."""
         return self.shares * num_rows

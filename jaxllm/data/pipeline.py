@@ -67,13 +67,15 @@ def empty_row(sequence_length: int) -> Rows:
     return {name: np.zeros(sequence_length, dtype) for name, dtype in FIELDS.items()}
 
 
-def _stack(rows: Sequence[Rows], row_indices: np.ndarray) -> Rows:
-    batch = {name: np.stack([row[name] for row in rows]) for name in FIELDS}
+def stack(rows: Sequence[Rows], row_indices: np.ndarray) -> Rows:
+    """Rows of the same fields and length as one batch, with their places in the global batch."""
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch["row"] = row_indices.astype(np.int32)
     return batch
 
 
-def _chosen(row_indices: Sequence[int] | np.ndarray | None, batch_size: int) -> np.ndarray:
+def chosen_rows(row_indices: Sequence[int] | np.ndarray | None, batch_size: int) -> np.ndarray:
+    """Which rows of a global batch are asked for, int64; None: all."""
     chosen = np.arange(batch_size) if row_indices is None else np.asarray(row_indices, np.int64)
     assert chosen.size and chosen.min() >= 0 and chosen.max() < batch_size, (chosen, batch_size)
     return chosen
@@ -145,11 +147,11 @@ class Reader:
         Returns:
           the fields of a Batch: tokens, targets, segments, positions int32 [rows, T]; weights float32 [rows, T]; row int32 [rows].
         """
-        chosen = _chosen(row_indices, self.batch_size)
+        chosen = chosen_rows(row_indices, self.batch_size)
         run = map if self._pool is None else self._pool.map
-        return _stack(list(run(lambda row: self._row(step, int(row)), chosen)), chosen)
+        return stack(list(run(lambda row: self._row(step, int(row)), chosen)), chosen)
 
-    def epochs(self, step: int) -> dict[str, float]:
+    def epochs(self, step: float) -> dict[str, float]:
         """How often each source has been gone through after `step` batches."""
         counts = self._mixture.counts(step * self.batch_size)
         return {name: float(count) / self.windows[name] for name, count in zip(self.names, counts, strict=True)}
@@ -175,10 +177,10 @@ class EvalReader:
     def rows(self, step: int, row_indices: Sequence[int] | np.ndarray | None = None) -> Rows:
         """Rows of batch `step` (0..num_batches-1); see `Reader.rows`."""
         assert 0 <= step < self.num_batches, (step, self.num_batches)
-        chosen = _chosen(row_indices, self.batch_size)
+        chosen = chosen_rows(row_indices, self.batch_size)
         windows = [step * self.batch_size + int(row) for row in chosen]
         length = self.sequence_length
-        return _stack([window_row(self._stream, w, length) if w < self.num_rows else empty_row(length) for w in windows], chosen)
+        return stack([window_row(self._stream, w, length) if w < self.num_rows else empty_row(length) for w in windows], chosen)
 
 
 class Feed:
@@ -204,7 +206,7 @@ class Feed:
         position: int = 0,
     ):
         self._reader, self._make_global, self._prefetch = reader, make_global, max(prefetch, 0)
-        self._rows = _chosen(rows, reader.batch_size)
+        self._rows = chosen_rows(rows, reader.batch_size)
         self._pool = concurrent.futures.ThreadPoolExecutor(max(threads, 1), "feed")
         self._ahead: collections.deque[concurrent.futures.Future] = collections.deque()
         self._position = position

@@ -7,7 +7,8 @@ import numbers
 import os
 import sysconfig
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from jaxllm.data import remote
@@ -37,8 +38,16 @@ class Source:
     weight: float | None = None
 
 
-def make_sources(entries: Sequence[Mapping[str, Any] | str], key: str, taken: Sequence[str] = ()) -> list[Source]:
+def make_sources(
+    entries: Sequence[Mapping[str, Any] | str], key: str, taken: Sequence[str] = (), formats: Collection[str] = READERS.keys()
+) -> list[Source]:
     """The sources of a config list, each with a name of its own.
+
+    Args:
+      entries: the list.
+      key: where it stands in the config.
+      taken: names that others have.
+      formats: what `format` may say.
 
     Raises:
       ValueError: an unknown key or format, no path, a weight that is not positive, or weights for some entries only.
@@ -53,8 +62,8 @@ def make_sources(entries: Sequence[Mapping[str, Any] | str], key: str, taken: Se
             raise ValueError(f"Unknown key {unknown[0]!r} in {where}. Choose from: {', '.join(SOURCE_KEYS)}.")
         if not isinstance(said.get("path"), str | os.PathLike) or not str(said["path"]):
             raise ValueError(f"{where} has no path. Give a file, a folder, a glob, gs://..., hub:owner/name or builtin:stdlib.")
-        if said.get("format") not in (None, *READERS):
-            raise ValueError(f"Unknown format {said['format']!r} in {where}. Choose from: {', '.join(READERS)}.")
+        if said.get("format") not in (None, *formats):
+            raise ValueError(f"Unknown format {said['format']!r} in {where}. Choose from: {', '.join(formats)}.")
         if not isinstance(weight := said.get("weight", 1), numbers.Real) or isinstance(weight, bool) or not 0 < float(weight) < math.inf:
             raise ValueError(f"{where}.weight={weight!r} must be more than 0, as a number. Leave the entry out instead.")
         name = _unique(str(said.get("name") or default_name(str(said["path"]))), [*taken, *(source.name for source in sources)])
@@ -72,7 +81,7 @@ def absolute(path: str) -> str:
 
 def default_name(path: str) -> str:
     """A short name for a path: its last part without suffixes."""
-    parts = path.replace("builtin:", "").replace("hub:", "").split("/")
+    parts = path.replace("builtin:", "").replace("hub:", "").replace("task:", "").split("/")
     last = next((part.split("@")[0] for part in reversed(parts) if part and not any(sign in part for sign in "*?[")), "")
     cleaned = "".join(c if c.isalnum() or c in "_-" else "_" for c in last.split(".")[0])
     return cleaned.strip("_") or "source"
@@ -85,8 +94,12 @@ def _unique(name: str, taken: Sequence[str]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def list_files(source: Source) -> tuple[list[File], Counter]:
+def list_files(source: Source, also: Mapping[str, str] = MappingProxyType({})) -> tuple[list[File], Counter]:
     """The files of a source in a fixed order, and how many files of which suffix were left out as not text.
+
+    Args:
+      source: where.
+      also: further suffixes, and the formats they tell.
 
     Raises:
       ValueError: nothing there, a single file whose format its name does not tell, or a missing package.
@@ -96,7 +109,7 @@ def list_files(source: Source) -> tuple[list[File], Counter]:
         raise ValueError(f"There is nothing at {source.path!r} (source {source.name!r}). Check the path, or its spelling as a glob.")
     files, left_out = [], Counter[str]()
     for name, path, size, stamp in sorted(found):
-        detected, compression = detect(path)
+        detected, compression = detect(path, also)
         kind = source.format or detected
         if kind is None and len(found) == 1:
             raise ValueError(f"The name of {path!r} does not tell its format. Set format to one of: {', '.join(READERS)}.")

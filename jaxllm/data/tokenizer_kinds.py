@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxllm.data import pieces
 from jaxllm.data.special_tokens import Special
 
 SPACE = "▁"  # how sentencepiece writes a space
@@ -31,6 +32,7 @@ class Tokenizer(Protocol):
     pad_id: int
     stop_ids: tuple[int, ...]
     fingerprint: str
+    opening: tuple[int, ...]  # ids that stand before every text a model reads: a soft prompt's, beyond the vocabulary
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32 [n]."""
@@ -44,12 +46,21 @@ class Tokenizer(Protocol):
         """The name of a special token, "" for what has none."""
         ...
 
-    def encode_template(self, text: str) -> np.ndarray:
-        """The ids of what a chat template rendered: special tokens by their names, int32 [n]."""
+    def special_tokens(self) -> dict[str, int]:
+        """The names and ids of all special tokens, which `encode` reads as ordinary text."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of several texts."""
+        ...
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        """Rows of texts and special tokens (by id), each encoded as one; names of special tokens within a text are ordinary text.
+
+        Returns:
+          of each row the ids, int32 [n], and for each of its pieces the first token and the one past the last, int32 [P, 2]; a token that
+          lies across two texts is in both.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -85,6 +96,7 @@ class ByteTokenizer:
     """Every byte is its own id; 256, 257, 258 are padding, beginning and end."""
 
     kind = "bytes"
+    opening: tuple[int, ...] = ()
     vocab_size = 259
     pad_id: int = 256
     bos_id: int | None = 257
@@ -102,11 +114,14 @@ class ByteTokenizer:
     def token_name(self, id: int | None) -> str:
         return ""
 
-    def encode_template(self, text: str) -> np.ndarray:
-        return self.encode(text)
+    def special_tokens(self) -> dict[str, int]:
+        return {}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        return pieces.encode_rows(rows, self.encode, self.token_bytes(), prefix=False)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return bytes(i for i in map(int, ids) if i < 256)
@@ -129,6 +144,7 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
+    opening: tuple[int, ...] = ()
 
     def __init__(self, model: bytes):
         import sentencepiece
@@ -176,14 +192,14 @@ class SentencePieceTokenizer:
     def token_name(self, id: int | None) -> str:
         return self._sp.id_to_piece(id) if id is not None and self._sp.is_control(id) else ""
 
-    def encode_template(self, text: str) -> np.ndarray:
-        names = [self._sp.id_to_piece(i) for i in range(self.vocab_size) if self._sp.is_control(i)]
-        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
-        ids = [[self._sp.piece_to_id(part)] if part in names else self.encode(part).tolist() for part in parts if part]
-        return np.asarray([i for part in ids for i in part], np.int32)
+    def special_tokens(self) -> dict[str, int]:
+        return {self._sp.id_to_piece(i): i for i in range(self.vocab_size) if self._sp.is_control(i)}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        return pieces.encode_rows(rows, self.encode, self.token_bytes(), prefix=self._dummy_prefix)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._bytes[i] for i in map(int, ids) if i < self.vocab_size)
@@ -224,6 +240,7 @@ class JsonTokenizer:
     """
 
     kind = "tokenizer.json"
+    opening: tuple[int, ...] = ()
     KNOWN: ClassVar[dict[str, tuple[str, ...]]] = {
         "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]"),
         "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>", "[CLS]"),
@@ -281,15 +298,37 @@ class JsonTokenizer:
         token = None if id is None else self._tokenizer.get_added_tokens_decoder().get(id)
         return "" if token is None else token.content
 
-    def encode_template(self, text: str) -> np.ndarray:
-        self._tokenizer.encode_special_tokens = False
-        try:
-            return self.encode(text)
-        finally:
-            self._tokenizer.encode_special_tokens = True
+    def special_tokens(self) -> dict[str, int]:
+        marked = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        own = {i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None}
+        return {self._tokenizer.id_to_token(i): i for i in sorted(marked | own)}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    @cached_property
+    def _guarded(self) -> tuple[Any, dict[int, str], np.ndarray]:
+        """The library's tokenizer, its special tokens guarded; how it spells each id that a template may place; which ids are special."""
+        special = {i: name for name, i in self.special_tokens().items()}
+        library = parsed(pieces.guarded(self._text, special))
+        library.no_padding()
+        library.no_truncation()
+        added = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()}
+        spelled = added | {i: pieces.GUARD + name for i, name in special.items()}
+        assert all(library.token_to_id(name) == i for i, name in spelled.items()), spelled
+        return library, spelled, np.isin(np.arange(self.vocab_size), list(special))
+
+    def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
+        library, spelled, special = self._guarded
+        texts = [[piece if isinstance(piece, str) else spelled[piece] for piece in row] for row in rows]
+        found = []
+        for e, row, text in zip(
+            library.encode_batch(["".join(text) for text in texts], add_special_tokens=False), rows, texts, strict=True
+        ):
+            ids = np.asarray(e.ids, np.int32)
+            marked = [not isinstance(piece, str) and special[piece] for piece in row]
+            found.append((ids, pieces.library_spans(e, np.flatnonzero(special[ids]).tolist(), [len(piece) for piece in text], marked)))
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -39,7 +39,7 @@ def pair(tokenizer: Tokenizer, before: str, after: str) -> Pair:
     spaces = len(before) - len(before.rstrip())
     if spaces:
         before, after = before[:-spaces], before[-spaces:] + after
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    start = [*tokenizer.opening, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
     head, whole = tokenizer.encode(before).tolist() if before else [], tokenizer.encode(before + after).tolist()
     cut = len(head)
     if cut >= len(whole):  # the last characters of both became one token
@@ -63,11 +63,12 @@ def pairs_of(task: Task, tokenizer: Tokenizer, row: Row, shown: str) -> tuple[li
 def windows(tokenizer: Tokenizer, text: str, length: int) -> list[Pair]:
     """A document as pairs that predict each of its tokens once, after as much as a window of `length` tokens holds (lm-eval's rule)."""
     ids = tokenizer.encode(text).tolist()
-    first = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
+    first = [*tokenizer.opening, tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
+    opening, length = list(tokenizer.opening), length - len(tokenizer.opening)
     pairs: list[Pair] = [(first, ids[:length])] if ids else []
     for start in range(length, len(ids), length):
         end = min(start + length, len(ids))
-        pairs.append((ids[max(0, end - length - 1) : start], ids[start:end]))
+        pairs.append((opening + ids[max(0, end - length - 1) : start], ids[start:end]))
     return pairs
 
 

@@ -3,12 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxllm.losses.terms import Report, Term, Terms
-
-
-def _trained(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The values in float32, 0 where the weight is 0: what stands there (it may be -inf or NaN) is never looked at."""
-    return jnp.where(weights != 0, values.astype(jnp.float32), 0.0)
+from jaxllm.losses.terms import Report, Term, Terms, trained
 
 
 def cross_entropy(
@@ -35,12 +30,12 @@ def cross_entropy(
       terms: "cross_entropy" in nats and, with z_loss, "z_loss"; sums over this microbatch.
       report: "accuracy", the weighted count of correct tokens. The totals of all three are those of `cross_entropy_totals`.
     """
-    squares = jnp.sum(weights * jnp.square(_trained(log_z, weights))) if z_loss else jnp.zeros(())
-    nats = -jnp.sum(weights * _trained(log_probs, weights)) if fused is None else fused - z_loss * jax.lax.stop_gradient(squares)
+    squares = jnp.sum(weights * jnp.square(trained(log_z, weights))) if z_loss else jnp.zeros(())
+    nats = -jnp.sum(weights * trained(log_probs, weights)) if fused is None else fused - z_loss * jax.lax.stop_gradient(squares)
     terms = {"cross_entropy": Term(nats, 1.0)}
     if z_loss:
         terms["z_loss"] = Term(squares if fused is None else jax.lax.stop_gradient(squares), z_loss)
-    report = {} if correct is None else {"accuracy": jnp.sum(weights * _trained(correct, weights))}
+    report = {} if correct is None else {"accuracy": jnp.sum(weights * trained(correct, weights))}
     return terms, report
 
 

@@ -1,28 +1,17 @@
 """Grouped-query self-attention of one layer: project, normalise, rotate, attend, project back; with or without a cache."""
 
-from typing import NamedTuple
-
 import jax
 from flax import linen as nn
 
 from jaxllm.models import cache as caches
+from jaxllm.models.adapted import entry
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import AXES, Compute, Dense, Norm, standard_deviations
+from jaxllm.models.tokens import Tokens
 from jaxllm.ops.attention import attention
 from jaxllm.ops.cached import attend_cached
 from jaxllm.ops.rope import apply_rope, rope_frequencies
 from jaxllm.parallel import rules
-
-
-class Tokens(NamedTuple):
-    """What every layer is told of the tokens; a pytree, so that it can be broadcast through the scan."""
-
-    positions: jax.Array  # int32 [B, T]
-    segments: jax.Array | None  # int32 [B, T]; None: every row is one document
-    prefix: jax.Array | None = None  # bool [B, T], only with kind "prefix"
-    place: caches.Place | None = None  # where in the cache the T tokens go; None without one
-    rows: jax.Array | None = None  # int32 [B], names of the rows; only with dropout
-    rng: jax.Array | None = None  # None: no dropout
 
 
 class Attention(nn.Module):
@@ -40,19 +29,22 @@ class Attention(nn.Module):
     def __call__(
         self, x: jax.Array, tokens: Tokens, cache: caches.Entry | None, rng: jax.Array | None
     ) -> tuple[jax.Array, caches.Entry | None]:
-        q, k, v = self._projected(x)
+        q, k, v = self._projected(x, tokens)
         if self.config.positions == "rope":
             frequencies = self._frequencies()
             q, k = apply_rope(q, tokens.positions, *frequencies), apply_rope(k, tokens.positions, *frequencies)
+        prefix = entry(self, "prefix")
+        if prefix is not None:
+            k, v = prefix.replaced(k, v, tokens)
         if cache is not None and tokens.place is not None:
             cache = caches.write(cache, k, v, tokens.place)
         if cache is None or tokens.place is None or self.compute.fresh:
             y = self._attend(q, k, v, tokens, rng)
         else:
             y = self._attend_cached(q, cache, tokens.positions, tokens.place)
-        return self._output(rules.constrain(y, "batch", "sequence", "heads", "head_dim")), cache
+        return self._output(rules.constrain(y, "batch", "sequence", "heads", "head_dim"), tokens), cache
 
-    def _projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _projected(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H], with biases and norms, not rotated."""
         config = self.config
         std, _ = standard_deviations(config, config.width)
@@ -60,7 +52,9 @@ class Attention(nn.Module):
         def project(name, num_heads):
             shape = (num_heads, config.head_size)
             bias = shape if config.qkv_bias else None
-            return Dense("btd,dnh->btnh", (config.width, *shape), AXES[f"{name}/kernel"], self.compute, std, bias, name=name)(x)
+            return Dense("btd,dnh->btnh", (config.width, *shape), AXES[f"{name}/kernel"], self.compute, std, bias, name=name)(
+                x, tokens=tokens
+            )
 
         q, k, v = project("query", config.num_heads), project("key", config.num_groups), project("value", config.num_groups)
         if config.qk_norm is not None:
@@ -123,9 +117,9 @@ class Attention(nn.Module):
             rows=tokens.rows if dropout else None,
         )
 
-    def _output(self, y: jax.Array) -> jax.Array:
+    def _output(self, y: jax.Array, tokens: Tokens) -> jax.Array:
         config = self.config
         shape = (config.num_heads, config.head_size, config.width)
         _, std = standard_deviations(config, config.num_heads * config.head_size)
         bias = (config.width,) if config.output_bias else None
-        return Dense("btnh,nhd->btd", shape, AXES["output/kernel"], self.compute, std, bias, name="output")(y)
+        return Dense("btnh,nhd->btd", shape, AXES["output/kernel"], self.compute, std, bias, name="output")(y, tokens=tokens)

@@ -53,6 +53,7 @@ class Cache(NamedTuple):
     lengths: jax.Array  # int32 [B], tokens in each row, and so the position of its next one
     prefix: jax.Array  # int32 [B], see `Place`
     pages: jax.Array | None = None  # int32 [B, M], see `Place`
+    adapter: jax.Array | None = None  # int32 [B], which of several stacked adapters each row goes through; None: the first
 
 
 def empty_cache(
@@ -87,7 +88,7 @@ def empty_cache(
     layers = {str(layer): zeros(config.layer_kind(layer)) for layer in alone} | ({"scanned": scanned} if scanned else {})
     integers = jnp.zeros(batch, jnp.int32)
     pages = jnp.full((batch, -(-length // page)), num_pages, jnp.int32) if page else None
-    return Cache(layers, integers, integers, pages)
+    return Cache(layers, integers, integers, pages, integers)
 
 
 def capacity(config: ModelConfig, cache: Cache, new: int) -> int | None:
@@ -163,7 +164,8 @@ def taken(config: ModelConfig, cache: Cache, row: jax.Array) -> Cache:
             return LayerCache(*(jax.vmap(join)(pool) if stacked else join(pool) for pool in layer))
         return LayerCache(*(jax.lax.dynamic_slice_in_dim(x, row, 1, axis=x.ndim - 4) for x in layer))
 
-    return Cache(_each(one, cache.layers), lengths, cache.prefix[row][None])
+    adapter = None if cache.adapter is None else cache.adapter[row][None]
+    return Cache(_each(one, cache.layers), lengths, cache.prefix[row][None], adapter=adapter)
 
 
 def moved(cache: Cache, source: Cache, origin: jax.Array, rows: jax.Array, pages: jax.Array | None) -> Cache:
@@ -208,14 +210,15 @@ def moved(cache: Cache, source: Cache, origin: jax.Array, rows: jax.Array, pages
     table = cache.pages
     if table is not None and pages is not None:
         table = table.at[rows].set(pages, mode="drop")
-    return Cache(layers, set_rows(cache.lengths, source.lengths), set_rows(cache.prefix, source.prefix), table)
+    adapter = None if cache.adapter is None or source.adapter is None else set_rows(cache.adapter, source.adapter)
+    return Cache(layers, set_rows(cache.lengths, source.lengths), set_rows(cache.prefix, source.prefix), table, adapter)
 
 
 def reordered(cache: Cache, rows: jax.Array) -> Cache:
     """The cache whose row i is row `rows[i]` of this one, int32 [B']; not for pages, which only have to be named anew."""
     assert cache.pages is None, "rows of a paged cache are reordered by their page numbers"
     layers = jax.tree.map(lambda x: jnp.take(x, rows, axis=x.ndim - 4), cache.layers)
-    return Cache(layers, cache.lengths[rows], cache.prefix[rows])
+    return Cache(layers, cache.lengths[rows], cache.prefix[rows], adapter=None if cache.adapter is None else cache.adapter[rows])
 
 
 def _each(one, layers):

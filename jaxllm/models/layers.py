@@ -4,14 +4,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxllm.models.adapted import entries, entry
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.tokens import Tokens
+from jaxllm.ops import quantize
 from jaxllm.ops.products import project
+from jaxllm.ops.quantize import Quantized
 from jaxllm.parallel import rules
 
 # The logical names of every parameter's dims, by the last two parts of its name; a scanned layer has "layers" in front.
@@ -34,6 +39,7 @@ AXES: dict[str, rules.LogicalAxes] = {
     "down/kernel": ("mlp", "embed"),
     "down/bias": ("norm",),
 }
+INPUTS = {"output": 2}  # how many leading dims of a kernel are summed over, where it is not one
 PROJECTION_NORM_AXES: dict[str, rules.LogicalAxes] = {"query_norm": ("heads", "head_dim"), "key_norm": ("kv_heads", "head_dim")}
 NORM_AXES: rules.LogicalAxes = ("norm",)  # every other scale and bias of a norm
 
@@ -92,12 +98,14 @@ def _gathered_backward(axes, _, cotangent):
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def weight(kernel: jax.Array, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
+def weight(kernel: jax.Array | Quantized, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
     """A stored weight as its product needs it: in the compute dtype, gathered over `fsdp`; its gradient goes back cut as it is stored.
 
     The cast comes first and is pinned to the stored cut, so that half the bytes travel in bfloat16: left to itself, the partitioner gathers
-    and then casts. The gathered copy is named "weight": no remat policy keeps it.
+    and then casts. The gathered copy is named "weight": no remat policy keeps it. A quantised weight is dequantised, and has no gradient.
     """
+    if isinstance(kernel, Quantized):
+        return quantize.weight(kernel, axes, dtype)
     kernel = kernel.astype(dtype)
     return checkpoint_name(_gathered(kernel, axes), "weight") if _sharded() else kernel
 
@@ -111,7 +119,9 @@ def again(f: Callable, compute: Compute) -> Callable:
 
 
 class Dense(nn.Module):
-    """einsum(x, kernel) + bias with a kernel of any rank.
+    """einsum(x, kernel) + bias with a kernel of any rank, and what adapters make of it (`adapted.Adapter`).
+
+    The kernel may be given as a `Quantized` one.
 
     Attributes:
       equation: the einsum, for example "btd,dnh->btnh".
@@ -132,19 +142,39 @@ class Dense(nn.Module):
     before: Callable[..., jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, *operands: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
+    def __call__(self, *operands: jax.Array, tokens: Tokens | None = None) -> jax.Array:
+        kernel, adapters = self._kernel(), entries(self)
 
-        def product(kernel, *operands):
+        def product(kernel, adapters, tokens, *operands):
             (x,) = operands if self.before is None else (self.before(*operands),)
-            return project(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
+            for adapter in adapters:
+                x = adapter.into(x)
+            y = self._product(x, kernel)
+            for adapter in adapters:
+                y = adapter.product(y, x, self, kernel, tokens)
+            return y
 
         is_again = self.before is not None or (self.compute.regather and _sharded())
-        y = (again(product, self.compute) if is_again else product)(kernel, *operands)
+        y = (again(product, self.compute) if is_again else product)(kernel, adapters, tokens if adapters else None, *operands)
         if self.bias is not None:  # added in float32, so that its gradient, a sum over all tokens, is summed in float32
             bias = self.param("bias", nn.initializers.zeros, self.bias, self.compute.param_dtype)
             y = (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.compute.dtype)
-        return checkpoint_name(y, str(self.name))
+        y = checkpoint_name(y, str(self.name))
+        for adapter in adapters:
+            y = adapter.out(y.astype(jnp.float32)).astype(self.compute.dtype)
+        return y
+
+    def _kernel(self) -> Any:
+        given: Any = self.get_variable("params", "kernel")
+        if isinstance(given, Quantized):  # Flax's own look-up would compare its arrays with the shape of a plain one
+            assert given.shape == self.shape, (given.shape, self.shape)
+            return given
+        return self.param("kernel", nn.initializers.normal(self.std), self.shape, self.compute.param_dtype)
+
+    def _product(self, x: jax.Array, kernel: Any) -> jax.Array:
+        if isinstance(kernel, Quantized):
+            return quantize.project(self.equation, x, kernel, self.axes, self.compute.dtype)
+        return project(self.equation, x, weight(kernel, self.axes, self.compute.dtype))
 
 
 class Norm(nn.Module):
@@ -166,16 +196,19 @@ class Norm(nn.Module):
         if config.norm == "layernorm" and config.norm_bias:
             bias = self.param("bias", nn.initializers.zeros, self.shape, param_dtype).astype(jnp.float32)
 
-        def normalized(x, scale, bias):
+        def normalized(x, scale, bias, adapters):
             dims = tuple(range(-len(self.shape), 0))
             y = x.astype(jnp.float32)
             if config.norm == "layernorm":
                 y = y - jnp.mean(y, dims, keepdims=True)
             y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), dims, keepdims=True) + config.norm_epsilon)
             y = y * (1 + scale if config.norm_plus_one else scale)
-            return (y if bias is None else y + bias).astype(self.compute.dtype)
+            y = y if bias is None else y + bias
+            for adapter in adapters:
+                y = adapter.out(y)
+            return y.astype(self.compute.dtype)
 
-        return again(normalized, self.compute)(x, scale, bias)
+        return again(normalized, self.compute)(x, scale, bias, entries(self))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -241,7 +274,12 @@ class Embedding(nn.Module):
         config, compute = self.config, self.compute
         std = 0.02 if config.init_std is None else config.init_std
         table = self.param("tokens", nn.initializers.normal(std), (config.vocab_size, config.width), compute.param_dtype)
-        x = look_up(table, tokens, compute.dtype)
+        soft, index = entry(self, "prompt"), tokens - config.vocab_size
+        if soft is None:
+            x = look_up(table, tokens, compute.dtype)
+        else:
+            words = look_up(table, jnp.where(index < 0, tokens, 0), compute.dtype)
+            x = jnp.where((index < 0)[..., None], words, soft.vectors(index, config.width, compute.dtype))
         if config.scale_embeddings:
             x = x * jnp.asarray(math.sqrt(config.width), compute.dtype)
         if config.positions == "learned":
@@ -277,18 +315,18 @@ class MLP(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, tokens: Tokens | None = None) -> jax.Array:
         config, D, F = self.config, self.config.width, self.config.mlp_width
         act = ACTIVATIONS[config.activation]
         inner = (F,) if config.mlp_bias else None
         std, _ = standard_deviations(config, D)
         _, std_out = standard_deviations(config, F)
-        parts = [Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x)]
+        parts = [Dense("btd,df->btf", (D, F), AXES["up/kernel"], self.compute, std, inner, name="up")(x, tokens=tokens)]
         if config.gated_mlp:
-            parts.append(Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x))
+            parts.append(Dense("btd,df->btf", (D, F), AXES["gate/kernel"], self.compute, std, inner, name="gate")(x, tokens=tokens))
 
         def activated(up, gate=None):
             return rules.constrain(act(up) if gate is None else act(gate) * up, "batch", "sequence", "mlp")
 
         out = (D,) if config.mlp_bias else None
-        return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, activated, name="down")(*parts)
+        return Dense("btf,fd->btd", (F, D), AXES["down/kernel"], self.compute, std_out, out, activated, name="down")(*parts, tokens=tokens)

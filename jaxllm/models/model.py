@@ -3,26 +3,27 @@
 import dataclasses
 import difflib
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models import adapted, counts, layout
 from jaxllm.models import cache as caches
-from jaxllm.models import counts, layout
-from jaxllm.models.attention import Tokens
+from jaxllm.models.adapted import Adapted, Params
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import AXES, Compute, logical_axes, weight
 from jaxllm.models.remat import POLICIES
+from jaxllm.models.tokens import Tokens
 from jaxllm.models.transformer import Block, Stem, transformer
 from jaxllm.ops import logprobs
 from jaxllm.ops.attention import KERNELS, Asked, choose
 from jaxllm.ops.blockwise import Rule
+from jaxllm.ops.quantize import is_quantized
 from jaxllm.ops.vocabulary import LogProbs
 from jaxllm.parallel import rules
-
-Params = dict[str, Any]
 
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
@@ -35,7 +36,8 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Model:
-    """A config and how it is to be computed. Parameters are plain nested dicts of arrays, given to every function.
+    """A config and how it is to be computed. Parameters are plain nested dicts of arrays, given to every function;
+    or `Adapted`, a base and its adapters.
 
     Attributes:
       config: what the model is.
@@ -105,7 +107,7 @@ class Model:
 
     def apply(
         self,
-        params: Params,
+        params: Params | Adapted,
         tokens: jax.Array,
         *,
         segments: jax.Array | None = None,
@@ -114,12 +116,13 @@ class Model:
         prefix: jax.Array | None = None,
         rng: jax.Array | None = None,
         rows: jax.Array | None = None,
+        adapter: jax.Array | None = None,
     ) -> jax.Array:
         """The forward pass.
 
         Args:
-          params: as from `init`.
-          tokens: int32 [B, T].
+          params: as from `init`, or such a base with adapters.
+          tokens: int32 [B, T]; with soft prompts V + k is soft token k.
           segments: int32 [B, T], documents within a row, 0 for padding; None: each row is one document.
           positions: int32 [B, T], counted within the document; None: 0..T-1.
           kind: "causal", "bidirectional" or "prefix".
@@ -127,6 +130,7 @@ class Model:
           rng: a key for dropout; None means no dropout.
           rows: int32 [B], the rows' indices in the global batch; None: 0..B-1. Dropout depends on them, on segments and on positions, and
             not on the place in `tokens`.
+          adapter: int32 [B], which of several stacked adapters each row goes through, see `stacks.stack`; None: the first.
 
         Returns:
           [B, T, D] after the final norm, in `dtype`.
@@ -141,7 +145,8 @@ class Model:
         if rng is not None and rows is None:
             rows = jnp.arange(B, dtype=jnp.int32)
         context = Tokens(positions=positions, segments=segments, prefix=prefix, rows=rows, rng=rng)
-        return self._module(kind).apply({"params": params}, tokens, context)[0]
+        context = adapted.told(params, context, tokens, adapter, self.config.vocab_size)
+        return self._module(kind, adapted.repeats(params)).apply(adapted.variables(params), tokens, context)[0]
 
     def init_cache(self, batch: int, length: int, *, chunk: int = 1, page: int = 0, num_pages: int = 0) -> caches.Cache:
         """An empty cache for `batch` rows of at most `length` tokens; see `cache.empty_cache` for the rest."""
@@ -151,7 +156,7 @@ class Model:
 
     def decode(
         self,
-        params: Params,
+        params: Params | Adapted,
         tokens: jax.Array,
         cache: caches.Cache,
         *,
@@ -162,7 +167,7 @@ class Model:
         """The forward pass of every row's next tokens, a whole prompt, a part of one, or a single token, after those in the cache.
 
         Args:
-          params: as from `init`.
+          params: as for `apply`.
           tokens: int32 [B, T]; rows that bring fewer than T are padded on the right.
           cache: from `init_cache` or the last call; donate it under `jax.jit`.
           counts: int32 [B], how many of a row's T tokens are real, from 0 on; None: all.
@@ -196,15 +201,16 @@ class Model:
             prefix=prefix,
             place=caches.Place(cache.lengths, counts, cache.prefix, cache.pages),
         )
+        context = adapted.told(params, context, tokens, cache.adapter, self.config.vocab_size)
         compute = dataclasses.replace(self._compute(kind), fresh=fresh)
-        module = transformer(self.config, compute, "none", self.scan_layers)
-        hidden, layers = module.apply({"params": params}, tokens, context, cache.layers)
+        module = transformer(self.config, compute, "none", self.scan_layers, adapted.repeats(params))
+        hidden, layers = module.apply(adapted.variables(params), tokens, context, cache.layers)
         after = cache._replace(layers=layers, lengths=cache.lengths + counts)
         if length is not None:
             hidden = jnp.where((after.lengths > length)[:, None, None], jnp.nan, hidden)
         return hidden, after
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+    def logits(self, params: Params | Adapted, hidden: jax.Array) -> jax.Array:
         """Float32 [..., V] of hidden states [..., D]; for whole batches use `log_probs`, which never holds this."""
         kernel, axes, equation = self._vocabulary(params)
         kernel = weight(kernel, axes, self.dtype)
@@ -212,12 +218,12 @@ class Model:
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def log_probs(self, params: Params, hidden: jax.Array, targets: jax.Array) -> LogProbs:
+    def log_probs(self, params: Params | Adapted, hidden: jax.Array, targets: jax.Array) -> LogProbs:
         """Log-probabilities of targets int32 [B, T] after hidden [B, T, D]; see `ops.logprobs.token_log_probs`."""
         return logprobs.token_log_probs(hidden, self._vocabulary(params)[0], targets, **self._head())
 
     def fused_cross_entropy(
-        self, params: Params, hidden: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0
+        self, params: Params | Adapted, hidden: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0
     ) -> tuple[jax.Array, LogProbs]:
         """sum(weights * (z_loss * log_z^2 - log_prob)), and `LogProbs` without gradients; see `ops.logprobs.fused_cross_entropy`."""
         return logprobs.fused_cross_entropy(hidden, self._vocabulary(params)[0], targets, weights, z_loss=z_loss, **self._head())
@@ -226,9 +232,12 @@ class Model:
         config = self.config
         return {"softcap": config.logit_softcap, "transposed": config.tied_embeddings, "chunk": self.logprobs_chunk}
 
-    def num_params(self, params: Params | None = None) -> int:
+    def num_params(self, params: Params | Adapted | None = None) -> int:
         """How many numbers the parameters are; from the config alone when none are given."""
-        return counts.parameters(self.config) if params is None else sum(leaf.size for leaf in jax.tree.leaves(params))
+        if params is None:
+            return counts.parameters(self.config)
+        leaves = jax.tree.leaves(params, is_leaf=is_quantized)
+        return sum(math.prod(leaf.shape) for leaf in leaves)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Model FLOPs of a forward and backward pass, per token of a sequence this long; see `counts.training_flops`."""
@@ -244,13 +253,14 @@ class Model:
     def _compute(self, kind: str) -> Compute:
         return Compute(self.dtype, self.param_dtype, self.attention, self.context, kind, regather=self.remat == "none")
 
-    def _module(self, kind: str) -> Stem:
-        return transformer(self.config, self._compute(kind), self.remat, self.scan_layers)
+    def _module(self, kind: str, repeats: int | None) -> Stem:
+        return transformer(self.config, self._compute(kind), self.remat, self.scan_layers, repeats)
 
-    def _vocabulary(self, params: Params) -> tuple[jax.Array, rules.LogicalAxes, str]:
+    def _vocabulary(self, params: Params | Adapted) -> tuple[jax.Array, rules.LogicalAxes, str]:
+        base = adapted.stem(params)
         if self.config.tied_embeddings:
-            return params["embedding"]["tokens"], AXES["embedding/tokens"], "...d,vd->...v"
-        return params["head"]["kernel"], AXES["head/kernel"], "...d,dv->...v"
+            return base["embedding"]["tokens"], AXES["embedding/tokens"], "...d,vd->...v"
+        return base["head"]["kernel"], AXES["head/kernel"], "...d,dv->...v"
 
     def _check_length(self, length: int) -> None:
         if self.config.positions == "learned" and length > self.config.max_positions:

@@ -13,7 +13,7 @@ policies = jax.checkpoint_policies
 # The results that are named with `checkpoint_name` in layers.py and transformer.py, and by attention's kernels: their output and softmax
 # totals, which the backward pass needs. cuDNN's kernel and the reference name nothing: there attention is computed again.
 PROJECTIONS = ("query", "key", "value")
-PRODUCTS = (*PROJECTIONS, RESIDUALS, "output", "gate", "up", "down")
+PRODUCTS = (*PROJECTIONS, RESIDUALS, "output", "gate", "up", "down", "lora")
 
 
 def _minimal() -> Callable:

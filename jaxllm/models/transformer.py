@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models.attention import Attention, Tokens
+from jaxllm.models.adapted import COLLECTION, entry
+from jaxllm.models.attention import Attention
 from jaxllm.models.cache import Entry
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import MLP, Compute, Embedding, Norm, again, standard_deviations
 from jaxllm.models.remat import rematerialized
+from jaxllm.models.tokens import Tokens
 from jaxllm.ops.dropout import drop_channels, token_codes
 from jaxllm.parallel import rules
 
@@ -44,7 +46,10 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, layer: jax.Array | int, cache: Entry | None, tokens: Tokens) -> Carried:
         """`layer` counts from 0; it names the layer's random draws."""
         config = self.config
-        keys = (None,) * 3 if tokens.rng is None else jax.random.split(jax.random.fold_in(tokens.rng, layer), 3)
+        keys: tuple[Any, ...] = (None,) * 3
+        if tokens.rng is not None:
+            own = jax.random.fold_in(tokens.rng, layer)
+            tokens, keys = tokens._replace(rng=own), tuple(jax.random.split(own, 3))
         x = checkpoint_name(x, "block_input")
         shared = self._norm("norm", x) if config.block == "parallel_shared" else None
         attended, cache = self._attend(x if shared is None else shared, tokens, cache, keys)
@@ -61,11 +66,16 @@ class Block(nn.Module):
     def _attend(self, x, tokens: Tokens, cache, keys) -> Carried:
         x = self._before("attention_norm", x)
         y, cache = Attention(self.config, self.compute, self.kind, name="attention")(x, tokens, cache, keys[0])
-        return dropped(self._after("attention_output_norm", y), self.config.residual_dropout, keys[1], tokens, self.compute), cache
+        y = dropped(self._after("attention_output_norm", y), self.config.residual_dropout, keys[1], tokens, self.compute)
+        return self._adapted("after_attention", y), cache
 
     def _feed_forward(self, x, tokens: Tokens, keys) -> jax.Array:
-        y = MLP(self.config, self.compute, name="mlp")(self._before("mlp_norm", x))
-        return dropped(self._after("mlp_output_norm", y), self.config.residual_dropout, keys[2], tokens, self.compute)
+        x = self._before("mlp_norm", x)
+        y = MLP(self.config, self.compute, name="mlp")(x, tokens)
+        beside = entry(self, "beside_mlp")
+        y = y if beside is None else y + beside(x, self.compute)
+        y = dropped(self._after("mlp_output_norm", y), self.config.residual_dropout, keys[2], tokens, self.compute)
+        return self._adapted("after_mlp", y)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         own = self.config.norm_placement in ("pre", "sandwich") and self.config.block != "parallel_shared"
@@ -73,6 +83,10 @@ class Block(nn.Module):
 
     def _after(self, name: str, x: jax.Array) -> jax.Array:
         return self._norm(name, x) if self.config.norm_placement in ("output", "sandwich") else x
+
+    def _adapted(self, name: str, y: jax.Array) -> jax.Array:
+        found = entry(self, name)
+        return y if found is None else y + found(y, self.compute)
 
     def _join(self, x: jax.Array, y: jax.Array, name: str) -> jax.Array:
         """Adds a part's output to the residual stream; norm_placement "post" normalises the sum."""
@@ -101,29 +115,43 @@ class Pattern(nn.Module):
 
 
 class Blocks(nn.Module):
-    """All L blocks. Parameters: {"scanned": {place: stacked}, "<layer>": one of the remainder}, or {"<layer>": ...} for every layer."""
+    """All L blocks. Parameters: {"scanned": {place: stacked}, "<layer>": one of the remainder}, or {"<layer>": ...} for every layer.
+
+    Attributes:
+      repeats: how many repetitions of the pattern are stacked where layers are; None: all. The cache is always that of all of them.
+    """
 
     config: ModelConfig
     compute: Compute
     remat: str
     scan_layers: bool
+    repeats: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, caches: Layers | None, tokens: Tokens) -> tuple[jax.Array, Layers | None]:
         config = self.config
-        written: Layers = {}
-        if self.scan_layers and config.num_repeats:
-            repeats = jnp.arange(config.num_repeats)
+        written: Layers = {name: dict(layer) if name == "scanned" else layer for name, layer in (caches or {}).items()}
+        stacked = config.num_repeats if self.repeats is None else self.repeats
+        if self.scan_layers and stacked:
             scan = nn.scan(
-                Pattern, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=config.num_repeats
+                Pattern,
+                variable_axes={"params": 0, COLLECTION: 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=stacked,
             )
-            stacked = None if caches is None else caches["scanned"]
-            (x, written["scanned"]), _ = scan(config, self.compute, self.remat, name="scanned")((x, stacked), repeats, tokens)
+            carried = (x, written.get("scanned"))
+            (x, written["scanned"]), _ = scan(config, self.compute, self.remat, name="scanned")(carried, jnp.arange(stacked), tokens)
         block = rematerialized(Block, self.remat, scanned=False)
-        for layer in config.remainder if self.scan_layers else range(config.num_layers):
-            entry = None if caches is None else Entry(caches[str(layer)])
+        for layer in range(stacked * len(config.layer_pattern) if self.scan_layers else 0, config.num_layers):
+            row, place = divmod(layer, len(config.layer_pattern))
+            among = self.scan_layers and row < config.num_repeats  # its cache lies in the stack
+            held: Layers = written["scanned"] if among and caches is not None else written
+            name = str(place) if among else str(layer)
+            entry = None if caches is None else Entry(held[name], (jnp.int32(row),) if among else ())
             x, entry = block(config, self.compute, config.layer_kind(layer), name=str(layer))(x, layer, entry, tokens)
-            written[str(layer)] = None if entry is None else entry.layer
+            if entry is not None:
+                held[name] = entry.layer
         return x, None if caches is None else written
 
 
@@ -162,6 +190,6 @@ class Stem(nn.Module):
         return x, caches
 
 
-def transformer(config: ModelConfig, compute: Compute, remat: str, scan_layers: bool) -> Stem:
+def transformer(config: ModelConfig, compute: Compute, remat: str, scan_layers: bool, repeats: int | None = None) -> Stem:
     """The whole decoder as one module: `apply({"params": params}, tokens, context, caches) -> (hidden [B, T, D], caches)`."""
-    return Stem(config, compute, Blocks(config, compute, remat, scan_layers))
+    return Stem(config, compute, Blocks(config, compute, remat, scan_layers, repeats))

@@ -22,6 +22,8 @@ STORED: Rules = {
     "layers": None,  # the stacked axis of a scan
     "stack": "fsdp",  # same-shape matrices that an optimizer stacks
     "positions": None,  # learned positions
+    "rank": None,  # the thin dim of an adapter
+    "soft": None,  # soft tokens
 }
 
 # What an activation, or a weight at the moment of its use, is cut along.
@@ -38,6 +40,8 @@ COMPUTE: Rules = {
     "norm": None,
     "layers": None,
     "positions": None,
+    "rank": None,
+    "soft": None,
 }
 
 # Dims that may have fewer parts than their mesh axis has devices, where those are a multiple: they stay whole on every device.

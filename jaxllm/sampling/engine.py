@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxllm.models import cache as caches
+from jaxllm.models.adapted import num_soft, num_stacked
 from jaxllm.sampling.programs import Programs
 
 SMALLEST = 16  # tokens in the smallest bucket of prompt lengths; each next one is twice as long
@@ -19,6 +20,7 @@ class Request(NamedTuple):
     prompt: np.ndarray  # int32 [n], at least one token
     ids: tuple[int, ...]  # what names each sample's noise: a draw depends on (rng, id, position) alone
     max_new_tokens: int
+    adapter: int = 0  # which of several stacked adapters the row goes through (`models.stacks.stack`); -1: the base alone
 
 
 class Finished(NamedTuple):
@@ -73,13 +75,20 @@ class Engine(Programs):
         yield from books.finished()
         self.evictions += books.evictions
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, params: Any = None) -> None:
         """Refuses what cannot be sampled.
 
+        Args:
+          request: to be looked at.
+          params: the model's, which may bring soft tokens and several adapters; None: neither.
+
         Raises:
-          ValueError: a prompt that is empty, does not fit or has ids that the model has not; a request without ids.
+          ValueError: a prompt that is empty, does not fit or has ids that the model has not; a request without ids; an unknown adapter.
         """
-        size, vocab = len(request.prompt), self.model.config.vocab_size
+        size, vocab = len(request.prompt), self.model.config.vocab_size + (0 if params is None else num_soft(params))
+        stacked = 0 if params is None else num_stacked(params)
+        if request.adapter and not -1 <= request.adapter < stacked:
+            raise ValueError(f"A request for adapter={request.adapter} where {stacked} are stacked. Give 0 to {max(stacked - 1, 0)}.")
         if not request.ids or not all(0 <= id < 2**31 for id in request.ids):
             raise ValueError(f"A request with ids={request.ids}. Give at least one id, from 0 to {2**31 - 1}, for each sample.")
         if size and not 0 <= min(request.prompt) <= max(request.prompt) < vocab:
@@ -139,7 +148,8 @@ class _Run:
         tokens, sizes = np.zeros((engine.rows, width), np.int32), np.zeros(engine.rows, np.int32)
         for row, request in enumerate(batch):
             tokens[row, : len(request.prompt)], sizes[row] = request.prompt, len(request.prompt) - 1
-        source, step = engine._empty(width), min(width, engine.chunk)
+        adapters = np.array([request.adapter for request in batch] + [0] * (engine.rows - len(batch)), np.int32)
+        source, step = engine._empty(width)._replace(adapter=adapters), min(width, engine.chunk)
         for first in range(0, max(1, int(sizes.max())), step):
             part = np.zeros((engine.rows, step), np.int32)
             part[:, : width - first] = tokens[:, first : first + step]
@@ -151,7 +161,7 @@ class _Run:
 
     def _peek(self) -> Request | None:
         if self.next is None and (found := next(self.requests, None)) is not None:
-            self.engine.check(found)
+            self.engine.check(found, self.params)
             self.next = found
         return self.next
 

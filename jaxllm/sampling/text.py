@@ -29,12 +29,12 @@ class Sample(NamedTuple):
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """A prompt as a document begins: the beginning-of-text token, where there is one, then the text.
+    """A prompt as a document begins: what opens every text, the beginning-of-text token, where there is one, then the text.
 
     Raises:
       ValueError: an empty prompt for a tokenizer that has no beginning-of-text token.
     """
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    start = [*tokenizer.opening, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
     ids = np.concatenate([np.asarray(start, np.int32), tokenizer.encode(prompt)])
     if not len(ids):
         raise ValueError("An empty prompt, and this tokenizer has no beginning-of-text token to start from. Give at least one character.")
@@ -164,7 +164,7 @@ class Texts:
                 f" Shorten the prompt,{fewer} or use its last tokens alone with sample.long_prompt=window."
             )
         self.cut += 1
-        start = int(self.tokenizer.bos_id is not None and room > 1)  # a text goes on beginning as texts do
+        start = min(len(self.tokenizer.opening) + (self.tokenizer.bos_id is not None), room - 1)  # a text goes on beginning as texts do
         return np.concatenate([ids[:start], ids[len(ids) - room + start :]])
 
     def samples(

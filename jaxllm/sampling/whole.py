@@ -46,8 +46,9 @@ class Whole:
         """Yields every continuation; see `Engine.run`.
 
         Raises:
-          ValueError: the model gives NaN.
+          ValueError: the model gives NaN; a request that chooses an adapter.
         """
+        requests = (_plain(request) for request in requests)
         apart = ((r.prompt, (id,)) for r in requests for id in r.ids) if self.rows_apart else ((r.prompt, r.ids) for r in requests)
         for _, same in itertools.groupby(apart, key=lambda row: bucket(len(row[0]))):
             while batch := list(itertools.islice(same, self.slots)):
@@ -73,6 +74,12 @@ class Whole:
                 cut = slice(0, end if keep is None else keep)
                 stopped = keep is not None or found[-1] in self.sampling.stop_ids
                 yield Finished(id, found[cut], full[row, place, cut].tolist(), filtered[row, place, cut].tolist(), stopped)
+
+
+def _plain(request: Request) -> Request:
+    if request.adapter:
+        raise ValueError(f"A request for adapter={request.adapter}: this decoder goes through the first alone. Sample with the engine.")
+    return request
 
 
 class Beams(Whole):

@@ -1,6 +1,5 @@
 """`--canary N`: the first N updates of a config, compiled with the fast flags and with none: do they compute the same?"""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,8 @@ from rich.table import Table
 
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import setup, train
+from jaxllm.stages import opened, setup, train, tuning
+from jaxllm.stages.recipe import Objective, Recipe
 from jaxllm.training import state as states
 from jaxllm.training.step import jit_step
 
@@ -26,12 +26,12 @@ class Update(NamedTuple):
     grad_norm: float
 
 
-def canary(config: ConfigDict, objective: Callable, num_steps: int) -> int:
+def canary(config: ConfigDict, recipe: Recipe, num_steps: int) -> int:
     """Compares `num_steps` updates on random tokens, from the same weights; returns 0 if they agree, 1 if not.
 
     Args:
       config: resolved.
-      objective: (config, model) -> `train.Objective`, of the stage.
+      recipe: the stage.
       num_steps: updates.
 
     Raises:
@@ -50,7 +50,7 @@ def canary(config: ConfigDict, objective: Callable, num_steps: int) -> int:
     with rules.under(mesh):
         model = setup.model(config)
     train.check_batch(config, dict(mesh.shape))
-    runs = [_updates(config, model, mesh, objective(config, model), num_steps, chosen) for chosen in (options, {})]
+    runs = [_updates(config, model, mesh, recipe.objective(config, model), num_steps, chosen) for chosen in (options, {})]
     hosts.finish()
     table, apart = compare(*runs)
     if hosts.is_first():
@@ -74,14 +74,16 @@ def compare(fast: list[Update], safe: list[Update]) -> tuple[Table, float]:
     return table, worst
 
 
-def _updates(config: ConfigDict, model: Any, mesh: Any, objective: train.Objective, num_steps: int, options: dict) -> list[Update]:
-    optimizer = setup.optimizer(config, model.axes())
+def _updates(config: ConfigDict, model: Any, mesh: Any, objective: Objective, num_steps: int, options: dict) -> list[Update]:
+    tuned = tuning.make(config, model)
+    optimizer = setup.optimizer(config, tuned.axes())
     with jax.set_mesh(mesh):
-        state = states.create(train.init_params(config, model), optimizer, mesh, model.axes(), **train.state_options(config))
-        update = jit_step(train.make_update(config, model, objective, optimizer), state, options)
+        frozen = opened.frozen(config, mesh, tuned, None)
+        state = states.create(tuned.init(config), optimizer, mesh, tuned.axes(), **train.state_options(config))
+        update = jit_step(train.make_update(config, tuned, objective, optimizer), state, options)
         found = []
         for step in range(num_steps):
-            state, report = update(state, {}, _batch(config, model.config.vocab_size, step))
+            state, report = update(state, frozen, _batch(config, model.config.vocab_size, step))
             found.append(Update(float(report["loss"]), float(report["grad_norm"])))
     return found
 

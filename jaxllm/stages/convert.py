@@ -19,7 +19,7 @@ from jaxllm.models.model import Model
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.stages import origin, setup, workdir
 from jaxllm.stages.config import resolve
-from jaxllm.stages.init_from import open_model
+from jaxllm.stages.opened import open_model
 from jaxllm.training.checkpoints import write_once
 
 STAGE = "convert"

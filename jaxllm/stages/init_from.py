@@ -4,64 +4,15 @@ import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from ml_collections import ConfigDict
 
-from jaxllm.data.tokenizers import make_tokenizer
-from jaxllm.interop import folders, huggingface, places, settings, tokenizer_files
 from jaxllm.parallel import hosts, rules
-from jaxllm.stages import setup, workdir
-from jaxllm.stages.config import resolve
-from jaxllm.training import loading
 
 SHOWN = 12  # rows of the table that are printed, the rest is counted
-
-
-def open_model(folder: str, mesh: Any, step: int | None = None, config: ConfigDict | None = None) -> tuple[Any, Any, int]:
-    """The trained model of a work directory: its Model, its parameters (the moving average if it kept one), its step.
-
-    Args:
-      folder: the work directory.
-      mesh: where the parameters shall lie.
-      step: which checkpoint; None: the newest whole one.
-      config: the run's own with some keys changed, another dtype or kernel say; None: the run's own.
-
-    Raises:
-      ValueError: not a work directory, or no whole checkpoint in it.
-    """
-    record = workdir.read(folder)
-    config = config or resolve(record["config"])
-    place = epath.Path(folder) / "checkpoints"
-    manifest = newest_whole(place, step)
-    model = setup.model(config, record.get("vocab_size"))
-    averaged = any(name.startswith("state/ema/") for name in manifest.arrays)
-    dtype = "float32" if averaged else model.param_dtype  # the average's own, as training scores it
-    model = dataclasses.replace(model, scan_layers=manifest.metadata["scan_layers"], param_dtype=dtype)
-    shapes = model.abstract()
-    shardings = rules.shardings(model.axes(), mesh, shapes)
-    abstract = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
-    params = loading.load_part(place, manifest, abstract, "state/ema" if averaged else "state/params")
-    return model, params, manifest.step
-
-
-def newest_whole(folder: Any, step: int | None) -> Any:
-    """The manifest of the newest whole checkpoint, or of the one asked for; broken ones are named and passed over. Writes nothing.
-
-    Raises:
-      ValueError: there is none.
-    """
-    there = loading.steps(folder)
-    if step is not None and there and step not in there:
-        raise ValueError(f"There is no checkpoint of step {step} in {folder}. There are: {', '.join(map(str, there))}.")
-    found, _ = loading.newest_whole(folder, None if step is None else [step])
-    if found is None:
-        known = f"There are: {', '.join(map(str, there))}." if there else "There are none yet."
-        raise ValueError(f"No whole checkpoint{'' if step is None else f' of step {step}'} in {folder}. {known}")
-    return found
 
 
 def flat(tree: Any) -> dict[str, Any]:
@@ -149,58 +100,29 @@ def merge(
     return merged, rows
 
 
-def open_source(source: str, mesh: Any, model: Any) -> tuple[Any, Any, str, str | None]:
-    """What a run starts from: its Model, its parameters, what to call it, and its tokenizer's fingerprint.
+class Source(NamedTuple):
+    """What a run starts from."""
 
-    Args:
-      source: a work directory, or a Hugging Face folder.
-      mesh: where the parameters shall lie.
-      model: the run's own; a Hugging Face folder must be of the same model, its vocabulary aside, and is read into the run's dtype.
-
-    Raises:
-      ValueError: see `open_model`, `folders.open_folder`, `huggingface.load`; or a Hugging Face folder of another model.
-    """
-    if not folders.is_one(source):
-        there, params, step = open_model(source, mesh)
-        return there, params, f"{source}, step {step}", workdir.read(source).get("tokenizer")
-    folder = folders.open_folder(source)
-    family, shape = places.read_config(folder)
-    check_same(model.config, shape, source)
-    there = dataclasses.replace(model, config=shape)
-    spec = tokenizer_files.spec(folder.path)
-    fingerprint = None if spec is None else make_tokenizer(spec).fingerprint
-    return there, huggingface.load(folder, family, there, mesh, say=hosts.say), f"{source} ({family})", fingerprint
+    model: Any
+    params: Any
+    called: str
+    tokenizer: str | None  # its fingerprint
 
 
-def check_same(mine: Any, theirs: Any, source: str) -> None:
-    """Refuses to fill a model with the weights of one that computes otherwise; vocabulary and greatest length may differ.
-
-    Raises:
-      ValueError: names the fields, with both values.
-    """
-    free = ("vocab_size",) if mine.positions == "learned" else ("vocab_size", "max_positions")
-    differ = [name for name in settings.differences(mine, theirs) if name not in free]
-    if differ:
-        shown = "; ".join(f"model.{name} is {getattr(mine, name)!r} here, {getattr(theirs, name)!r} there" for name in differ)
-        raise ValueError(
-            f"init_from: {source} is another model: {shown}. Set these as they are there, or give no model at all"
-            " (--config.model.preset=none) to take its shape."
-        )
-
-
-def initial_weights(config: ConfigDict, mesh: Any, model: Any, tokenizer: str) -> Any:
-    """Fresh parameters, filled from `init_from` where names and shapes agree; prints what came from where.
+def fill(config: ConfigDict, mesh: Any, model: Any, source: Source, tokenizer: str) -> Any:
+    """Fresh parameters, filled from a source where names and shapes agree; prints what came from where.
 
     Args:
       config: of this run.
       mesh: where the parameters shall lie.
       model: this run's.
+      source: what `init_from` names.
       tokenizer: the fingerprint of this run's; that the source had another one is shown, and is the user's to judge.
 
     Raises:
-      ValueError: see `open_source`; nothing whose name agrees, or shapes that do not.
+      ValueError: nothing whose name agrees, or shapes that do not.
     """
-    there, theirs, called, other = open_source(config.init_from, mesh, model)
+    there, theirs, called, other = source
     rows: list[tuple[str, str]] = []
     if other != tokenizer:
         rows.append(("tokenizer", "ANOTHER there: rows of the vocabulary were learnt for other tokens (init_skip leaves them out)"))

@@ -13,6 +13,7 @@ class Key(NamedTuple):
 
 
 SHARED: dict[str, Key] = {
+    "stage": Key(None, str, "the stage that this config is for, sft say; plan and data show ask it (none: pretrain)"),
     "seed": Key(0, int, "the run's seed: initial weights, data order, dropout, sampling"),
     "depth": Key(None, int, "one dial: sets model shape, batch_size, steps and learning rate where they are not given"),
     "steps": Key(1000, int, "optimizer updates in all", resume=True),
@@ -37,7 +38,9 @@ SHARED: dict[str, Key] = {
     "model.scan_layers": Key(True, bool, "one compiled layer for all (fast to compile) or each its own", resume=True),
     "model.logprobs_chunk": Key(0, int, "tokens per chunk of the loss; 0 lets the op choose", resume=True),
     # What the data are made from may be said in another way on resume: the training data themselves are compared, see `inputs.check_data`.
-    "data.train": Key([], list, "training sources: a list of {path, weight, format, field}", resume=True),
+    "data.train": Key(
+        [], list, "training sources: a list of {path, weight, format, field}; of dialogues, task:NAME[=FILE] too", resume=True
+    ),
     "data.eval": Key(
         [], list, "validation sets by name: a list of {name, path, format, field}; the held-out split is always one of them", resume=True
     ),
@@ -65,6 +68,27 @@ SHARED: dict[str, Key] = {
         resume=True,
     ),
     "data.prefetch": Key(2, int, "batches read ahead", resume=True),
+    "data.packing": Key(
+        "packed", str, "rows of dialogues: packed (many in a row, apart) or padded (one in a row, rows of like length together)"
+    ),
+    "data.too_long": Key("truncate", str, "a dialogue longer than a row: truncate, skip or refuse", resume=True),
+    "data.mixing": Key("proportional", str, "how often sources of dialogues are drawn: proportional, temperature, equal (weights win)"),
+    "data.cap": Key(None, float, "proportional and temperature: examples of a source count up to this many (OPT-IML: 4096)"),
+    "data.temperature": Key(1.0, float, "temperature: 1 is proportional, the larger the nearer to equal"),
+    "data.shown": Key(2, int, "Natural Instructions: good examples that a prompt shows"),
+    "data.shown_negative": Key(0, int, "Natural Instructions: bad examples that a prompt shows"),
+    "data.participants": Key([], list, "roles in dialogues beside system, user, assistant and tool: 'Search Query', say"),
+    "data.hold_out": Key({}, dict, "of tasks: {categories: [...], tasks: [...], instances: share}, kept from training and scored apart"),
+    "data.text": Key([], list, "sft: pretraining text to mix in, a list like data.train"),
+    "data.text_share": Key(0.05, float, "sft: the share of rows that are data.text"),
+    "data.dialogues": Key([], list, "pretrain: dialogues to mix in (prompt pretraining), a list like data.train of sft"),
+    "data.dialogues_share": Key(0.05, float, "pretrain: the share of rows that are data.dialogues"),
+    "chat.template": Key(
+        None, str, "how turns are written: chatml, llama3, alpaca, plain, ... or a file of Jinja (none: the model's own, else plain)"
+    ),
+    "chat.loss": Key("assistant", str, "what is trained on: assistant (their turns), last (the last of them), all"),
+    "chat.each_answer": Key(False, bool, "a row for each answer, for templates that write earlier answers otherwise"),
+    "epochs": Key(None, float, "sft: go through the dialogues so often; sets steps"),
     "objective": Key("causal", str, "what is predicted from what: causal (prefix, masked and span come later)"),
     "z_loss": Key(0.0, float, "coefficient of the squared log-normaliser"),
     "optimizer.name": Key("adamw", str, "adamw, adafactor, lion, sgd, muon"),
@@ -87,6 +111,18 @@ SHARED: dict[str, Key] = {
     "schedule.warmup": Key(0.0, float, "updates over which the learning rate rises; below 1: a share of steps"),
     "schedule.final": Key(None, float, "the last learning rate as a share of the peak (None: the schedule's published default)"),
     "schedule.decay": Key(None, float, "wsd: the share of steps that decays (None: 0.2)"),
+    "peft.name": Key(
+        None, str, "train a small tree beside a frozen base: lora, dora, houlsby, prompt, ... (jaxllm sft --methods lists them)"
+    ),
+    "peft.rank": Key(None, int, "lora and its kin: rank (none: 8)"),
+    "peft.alpha": Key(None, float, "lora and its kin: alpha, the scale times the rank (none: the rank's default)"),
+    "peft.dropout": Key(None, float, "lora and its kin: dropout on what goes into the adapter"),
+    "peft.targets": Key([], list, "the layers that get one: query, key, value, output, gate, up, down (empty: the method's own)"),
+    "peft.length": Key(None, int, "prompt and prefix tuning: soft tokens of each task (none: the method's own)"),
+    "peft.layers": Key(None, int, "last_n: how many of the last layers are trained"),
+    "peft.task": Key(None, str, "of several soft prompts, the one to read and write with: the name of its source", resume=True),
+    "peft.quantize": Key("none", str, "how the frozen base is stored: none, int8, nf4 (QLoRA)"),
+    "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, init, ..."),
     "parallel.replica": Key(1, int, "data parallel across slices", resume=True),
     "parallel.fsdp": Key(-1, int, "data parallel with sharded parameters; -1 takes what is left", resume=True),
     "parallel.stage": Key(1, int, "pipeline stages (comes later)", resume=True),
@@ -118,7 +154,12 @@ SHARED: dict[str, Key] = {
 }
 
 TASKS: dict[str, Key] = {
-    "tasks.names": Key([], list, "tasks (jaxllm tasks lists them), or name=FILE, to be asked while training", resume=True),
+    "tasks.names": Key(
+        [],
+        list,
+        "tasks (jaxllm tasks lists them), or name=FILE, to be asked while training; all: those found under tasks.path",
+        resume=True,
+    ),
     "tasks.every": Key(0, int, "updates between two askings; 0: as eval.every says", resume=True),
     "tasks.path": Key(None, str, "a folder to look for the tasks' files in, by the names they are published under", resume=True),
     "tasks.limit": Key(None, int, "rows of each task, the first ones; none: all", resume=True),
@@ -130,6 +171,12 @@ TASKS: dict[str, Key] = {
     "tasks.max_new_tokens": Key(None, int, "tokens of an answer; none: the task's own number", resume=True),
     "tasks.length": Key(None, int, "tokens that the model reads at most; none: its context", resume=True),
     "tasks.slots": Key(8, int, "answers that are written together", resume=True),
+    "tasks.contamination": Key(
+        [],
+        list,
+        "training text to look for the tasks' rows in (evaluate): files, folders, or run: what the model was trained on",
+        resume=True,
+    ),
     "tasks.rows": Key(32, int, "continuations that are scored together", resume=True),
 }
 
@@ -188,10 +235,14 @@ ALIASES: dict[str, str] = {
     "intermediate_size": "model.mlp_width",
 }
 
+TRAINS = ("pretrain", "sft")  # stages that run config.steps updates, each with a RECIPE
+
 # What `jaxllm STAGE` does, in the order of a model's life.  One line each; `--help` prints them.
 STAGES: dict[str, str] = {
     "prepare": "raw text -> tokenizer and token files",
+    "data": "any training row as coloured tokens: what the model really trains on",
     "pretrain": "token files -> a language model",
+    "sft": "dialogues -> a model that answers",
     "evaluate": "a trained model -> held-out loss, perplexity, bits per byte, by source; or its scores on tasks",
     "tasks": "the tasks that there are",
     "sample": "prompts -> text",
@@ -199,6 +250,7 @@ STAGES: dict[str, str] = {
     "convert": "a Hugging Face folder -> a work directory, and back",
     "plan": "a config and a TPU slice that is not there -> memory, traffic and the least time of a step",
     "report": "work directories -> one page of curves, tables and samples",
+    "run": "several stages one after the other, each in its own work directory",
     "demo": "the whole life of a tiny code model, in minutes",
     "checkpoints": "list, verify and prune the checkpoints of a work directory",
 }

@@ -16,8 +16,9 @@ from jaxllm.planning.compiled import OutOfMemory, compile_program, local_bytes
 from jaxllm.planning.roofline import roofline
 from jaxllm.planning.search import Choice, Outcome, search
 from jaxllm.planning.verdict import HEADINGS, Plan, flow_rows, flow_table, flows, fsdp_minimum, lines, memory, memory_table, record
-from jaxllm.stages import origin, page, pretrain, setup
+from jaxllm.stages import origin, page, setup, train
 from jaxllm.stages.config import load, resolve
+from jaxllm.stages.recipes import recipe_of
 
 MISFIT = 1
 GROUPS = {"params": "parameters", "opt_state": "optimizer", "ema": "moving average"}
@@ -38,7 +39,7 @@ def plan(config: ConfigDict, topology: topologies.Topology) -> list[Plan]:
 
     mesh = topologies.make_mesh(topology, setup.mesh_sizes(config))
     with rules.under(mesh.abstract_mesh):
-        programs = pretrain.programs(config, mesh)
+        programs = train.programs(config, mesh, recipe_of(config))
         shape = setup.model_config(config, setup.vocabulary(config))
         itemsize = jax.numpy.dtype(setup.compute_dtype(config)).itemsize
     peak = _peak(mesh)

@@ -105,7 +105,7 @@ def prepare(
     plan, spec = _plan(data, chunk_bytes, bucket_bytes)
     named = folder and not remote.is_remote(folder)
     local = Path(folder) if named else Path(root or default_root(), "tokens", plan.fingerprint[:24])
-    with _locked(local, say):
+    with locked(local, say):
         there = (local / INDEX_FILE).is_file()
         if not there:
             how = {key: data.get(key) for key in ("workers", "max_bad_share")}
@@ -203,7 +203,7 @@ def _same_files(prepared: Prepared, data: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, say: Say) -> Iterator[None]:
+def locked(folder: Path, say: Say) -> Iterator[None]:
     """One process at a time prepares a folder; the others wait and find it done."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f".{folder.name}.lock", "w") as file:

@@ -1,23 +1,27 @@
 """Pretraining: token files -> a language model that predicts the next token."""
 
+import functools
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxllm.data.tokenizer_kinds import Tokenizer
+from jaxllm.evaluation.perplexity import perplexity
 from jaxllm.losses.language import cross_entropy, cross_entropy_totals
 from jaxllm.models.model import Model
-from jaxllm.stages import origin, setup, train
-from jaxllm.stages.canary import canary
-from jaxllm.stages.config import load
+from jaxllm.stages import door, inputs, setup, train
+from jaxllm.stages.dialogues import open_dialogues
+from jaxllm.stages.mixed import MixedData
+from jaxllm.stages.recipe import Data, Objective, Recipe
 
 OBJECTIVES = ("causal",)  # prefix, masked and span objectives come with their rows
 
 
-def objective(config: ConfigDict, model: Model) -> train.Objective:
+def objective(config: ConfigDict, model: Model) -> Objective:
     """Weighted next-token cross-entropy over packed rows, with the z-loss if asked for."""
     if config.objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {config.objective!r}. Choose one of: {', '.join(OBJECTIVES)}.")
@@ -29,12 +33,12 @@ def objective(config: ConfigDict, model: Model) -> train.Objective:
         fused, found = model.fused_cross_entropy(params, hidden, batch["targets"], weights, z_loss=z_loss)
         return cross_entropy(found.log_probs, found.log_z, weights, correct=found.correct, z_loss=z_loss, fused=fused)
 
-    return train.Objective(loss, lambda batch: cross_entropy_totals(batch["weights"]))
+    return Objective(loss, lambda batch: cross_entropy_totals(batch["weights"]))
 
 
-def eval_sums(config: ConfigDict, model: Model, token_bytes: Any) -> Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]:
-    """The sums that `evaluation.perplexity` adds up: nats, correct, tokens and bytes of the weighted targets of one batch."""
-    kind, sizes = config.objective, jnp.asarray(token_bytes, jnp.float32)
+def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Callable[[Any, Iterable[Mapping[str, Any]]], dict[str, float]]:
+    """What `evaluation.perplexity` makes of the nats, correct, tokens and bytes of the weighted targets of every batch."""
+    kind, sizes = config.objective, jnp.asarray(tokenizer.token_bytes(), jnp.float32)
 
     def sums(params, batch):
         found = model.log_probs(params, setup.forward(model, params, batch, kind=kind), batch["targets"])
@@ -46,20 +50,27 @@ def eval_sums(config: ConfigDict, model: Model, token_bytes: Any) -> Callable[[A
             "bytes": jnp.sum(weights * sizes[batch["targets"]]),
         }
 
-    return jax.jit(sums)
+    return functools.partial(perplexity, jax.jit(sums))
+
+
+def open_data(config: ConfigDict) -> Data:
+    """Text, with the share of dialogues among it that is asked for (prompt pretraining: arXiv 2211.09085, section 3.3)."""
+    text, section = inputs.data(config), config.data
+    if not section.dialogues:
+        return text
+    return MixedData(
+        ("text", text), ("dialogues", open_dialogues(config, section.dialogues, tokenizer=text.tokenizer)), section.dialogues_share
+    )
+
+
+RECIPE = Recipe("pretrain", objective, open_data, scorer)
 
 
 def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]:
     """name -> (function, abstract arguments): what this stage compiles; `--check`, planning and tests use nothing else."""
-    model = setup.model(config)
-    return train.programs(config, mesh, model, objective(config, model))
+    return train.programs(config, mesh, RECIPE)
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm pretrain --config F --workdir D`"""
-    config = origin.complete(load(args.config, overrides), args.workdir)
-    if args.check:
-        return train.check(config, programs)
-    if args.canary is not None:
-        return canary(config, objective, args.canary)
-    return train.run("pretrain", config, args.workdir, objective, eval_sums)
+    return door.main(RECIPE, args, overrides)

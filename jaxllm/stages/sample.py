@@ -19,7 +19,7 @@ from jaxllm.sampling.logits import Sampling
 from jaxllm.sampling.text import Sample, Texts
 from jaxllm.stages import setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
-from jaxllm.stages.init_from import open_model
+from jaxllm.stages.opened import open_model, open_tokenizer
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what of the config says how a token is drawn
 RANKINGS = {"mean_log_prob": lambda sample: sample.mean_log_prob}  # what --rank-by takes the best by
@@ -66,7 +66,7 @@ def open_texts(args: Namespace, config: ConfigDict, mesh: Any, **more: Any) -> t
     On a CPU the layers stand one by one: a scan would copy a layer's cache at every step to look at it.
     """
     model, params, step = _opened(args.workdir, mesh, args.step, config)
-    tokenizer, section = workdir.own_tokenizer(args.workdir), config.sample
+    tokenizer, section = open_tokenizer(args.workdir, config.peft.task), config.sample
     names = ("max_new_tokens", "stop", "stop_tokens", "long_prompt", "num_beams", "num_draft")
     options = {"slots": -(-section.slots // mesh.size) * mesh.size} | {name: section[name] for name in names} | more
     if args.draft:

@@ -1,25 +1,24 @@
-"""One training run in a work directory: the same for every stage that trains; a stage brings its objective and its data."""
+"""One training run in a work directory: the same for every stage that trains; a stage brings its `Recipe`."""
 
 import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxllm.evaluation.perplexity import SCORES, perplexity, unigram
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.mesh import AXES, make_mesh, resolve_sizes
 from jaxllm.parallel.stops import StopRequests
-from jaxllm.stages import inputs, origin, setup, tasks, workdir
+from jaxllm.stages import inputs, opened, origin, setup, tasks, tuning, workdir
 from jaxllm.stages.config import as_dict
-from jaxllm.stages.init_from import initial_weights
+from jaxllm.stages.recipe import Data, Objective, Recipe, Soft
+from jaxllm.stages.tuning import Tuned
 from jaxllm.training import lock
 from jaxllm.training import state as states
 from jaxllm.training.checkpoints import Checkpoints
@@ -27,20 +26,7 @@ from jaxllm.training.loop import EarlyStopping, Ended, Eval, fit
 from jaxllm.training.metrics import Writer
 from jaxllm.training.step import Step, jit_step, make_step
 
-BASELINE_TOKENS = 2_000_000  # of each source, for the unigram baseline
 GUARD_WINDOW = 128  # finite updates that spike skipping remembers
-
-
-class Objective(NamedTuple):
-    """What a stage trains for.
-
-    Attributes:
-      loss: (params, frozen, microbatch, rng) -> terms, report.
-      totals: batch -> what each term is divided by.
-    """
-
-    loss: Callable
-    totals: Callable
 
 
 def abstract_batch(config: ConfigDict, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -51,18 +37,17 @@ def abstract_batch(config: ConfigDict, mesh: Any) -> dict[str, jax.ShapeDtypeStr
     return batch | {"row": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=shardings[1])}
 
 
-def init_params(config: ConfigDict, model: Any) -> Callable[[], Any]:
-    """Draws the initial parameters; a pure function of the seed."""
-    return lambda: model.init(jax.random.key(config.seed))
-
-
-def make_update(config: ConfigDict, model: Any, objective: Objective, optimizer: Any) -> Step:
+def make_update(config: ConfigDict, tuned: Tuned, objective: Objective, optimizer: Any) -> Step:
     """The pure function of one update."""
+
+    def loss(trained, frozen, batch, rng):
+        return objective.loss(tuned.whole(trained, frozen), frozen, batch, rng)
+
     return make_step(
-        objective.loss,
+        loss,
         objective.totals,
         optimizer,
-        axes=model.axes(),
+        axes=tuned.axes(),
         microbatches=config.microbatches,
         seed=config.seed,
         clip_norm=config.optimizer.clip_norm or None,
@@ -76,14 +61,20 @@ def state_options(config: ConfigDict) -> dict[str, Any]:
     return {"ema": config.optimizer.ema_decay > 0, "guard": GUARD_WINDOW}
 
 
-def programs(config: ConfigDict, mesh: Any, model: Any, objective: Objective) -> dict[str, tuple[Callable, tuple]]:
+def abstract_state(config: ConfigDict, tuned: Tuned, mesh: Any) -> states.TrainState:
+    """The shapes of a run's state, and where they lie."""
+    axes = tuned.axes()
+    return states.abstract(tuned.init(config), setup.optimizer(config, axes), mesh, axes, **state_options(config))
+
+
+def programs(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, tuple[Callable, tuple]]:
     """name -> (function, abstract arguments) of what a training stage compiles; arguments carry their shardings on a real mesh."""
     check_batch(config, dict(mesh.shape))
-    axes = model.axes()
-    optimizer = setup.optimizer(config, axes)
-    step = make_update(config, model, objective, optimizer)
-    state = states.abstract(init_params(config, model), optimizer, mesh, axes, **state_options(config))
-    return {"train_step": (step, (state, {}, abstract_batch(config, mesh)))}
+    model = setup.model(config)
+    tuned = tuning.make(config, model)
+    step = make_update(config, tuned, recipe.objective(config, model), setup.optimizer(config, tuned.axes()))
+    arguments = abstract_state(config, tuned, mesh), tuned.abstract_frozen(mesh), abstract_batch(config, mesh)
+    return {"train_step": (step, arguments)}
 
 
 def check_batch(config: ConfigDict, sizes: Mapping[str, int]) -> None:
@@ -107,19 +98,20 @@ def check_batch(config: ConfigDict, sizes: Mapping[str, int]) -> None:
         )
 
 
-def check(config: ConfigDict, programs: Callable[[ConfigDict, Any], dict[str, tuple[Callable, tuple]]]) -> int:
+def check(config: ConfigDict, recipe: Recipe) -> int:
     """`--check`: traces every program of a stage by shapes alone, on the config's own mesh, which need not exist; returns 0."""
     setup.backend_flags(config)
     sizes = setup.mesh_sizes(config)
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = resolve_sizes(sizes, known if -1 in sizes.values() else math.prod(sizes.values()))
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
-    for name, (function, arguments) in programs(config, mesh).items():
+    for name, (function, arguments) in programs(config, mesh, recipe).items():
         with rules.under(mesh):
             jax.eval_shape(function, *arguments)
         shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
-        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(arguments[0].params))
-        print(f"{name}: {count:,} parameters, batch {config.batch_size} x {config.sequence_length}, {shape}: ok")
+        trained, still = (sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (arguments[0].params, arguments[1]))
+        counted = f"{trained:,} parameters" + (f" beside {still:,} frozen ones" if still else "")
+        print(f"{name}: {counted}, batch {config.batch_size} x {config.sequence_length}, {shape}: ok")
     return 0
 
 
@@ -128,33 +120,32 @@ class Run(NamedTuple):
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
-    prepared: Any  # the token files
-    model: Any
+    data: Data
+    tuned: Tuned
     optimizer: Any
     objective: Objective
+    scorer: Callable[[Any, Iterable[Mapping[str, Any]]], dict[str, float]]  # (parameters, batches of a validation set) -> metrics
 
 
-def run(stage: str, config: ConfigDict, folder: str, make_objective: Callable, make_eval_sums: Callable) -> int:
+def run(recipe: Recipe, config: ConfigDict, folder: str) -> int:
     """Trains in a work directory, from the start or from where it was left; returns the exit code.
 
     Args:
-      stage: its name, for config.json.
+      recipe: the stage.
       config: resolved.
       folder: the work directory.
-      make_objective: (config, model) -> Objective.
-      make_eval_sums: (config, model, token_bytes) -> what `evaluation.perplexity` calls on each batch.
     """
     flags = setup.backend_flags(config)
     section = config.parallel
     hosts.start(section.coordinator, section.num_processes, section.process_id)
     setup.keep_compiled_programs()
     with StopRequests() as stop, lock.hold(folder):
-        for line in workdir.enter(stage, config, folder):
+        for line in workdir.enter(recipe.name, config, folder):
             hosts.say(line)
-        made = build(config, make_objective)
-        sums = make_eval_sums(config, made.model, made.prepared.tokenizer.token_bytes())
+        made = build(config, recipe)
+        config = made.config
         with contextlib.closing(make_writer(made, folder)) as writer:
-            ended = _train(stage, made, folder, sums, stop, flags, writer)
+            ended = _train(recipe.name, made, folder, stop, flags, writer)
     stopped = ended.reason == "stopped"
     if stopped:
         hosts.say(f"Stopped and saved at step {ended.step}. Run the same command again to go on from there.")
@@ -162,13 +153,13 @@ def run(stage: str, config: ConfigDict, folder: str, make_objective: Callable, m
     return 75 if stopped else 0
 
 
-def check_metric(key: str, metric: str | None, sets: Sequence[str]) -> None:
+def check_metric(key: str, metric: str | None, sets: Sequence[str], scores: Sequence[str]) -> None:
     """Refuses a metric that no evaluation of this run will report: it would be waited for in silence.
 
     Raises:
       ValueError: names the metrics there will be.
     """
-    known = [f"{name}/{metric}" for name in sets for metric in SCORES]
+    known = [f"{name}/{metric}" for name in sets for metric in scores]
     if metric and metric not in known:
         raise ValueError(
             f"{key}={metric!r} will never be reported. Choose one of: {', '.join(known) or 'none, there is no validation set'}."
@@ -190,7 +181,7 @@ def check_best(config: ConfigDict) -> None:
         )
 
 
-def build(config: ConfigDict, make_objective: Callable) -> Run:
+def build(config: ConfigDict, recipe: Recipe) -> Run:
     """Mesh, data, model, optimizer: everything that needs no memory on a device yet."""
     if config.checkpoint.export_every:
         raise ValueError("checkpoint.export_every is not supported yet: exports come with `jaxllm convert`. Leave it at 0.")
@@ -200,19 +191,37 @@ def build(config: ConfigDict, make_objective: Callable) -> Run:
         setup.model_config(config)
     mesh = make_mesh(setup.mesh_sizes(config))
     check_batch(config, dict(mesh.shape))
-    prepared = inputs.data(config)
+    data = recipe.open_data(config)
     for key, metric in (("checkpoint.best", config.checkpoint.best), ("early_stopping.metric", config.early_stopping.metric)):
-        check_metric(key, metric, list(prepared.streams("eval")))
-    model = setup.model(config, prepared.tokenizer.vocab_size)
-    return Run(config, mesh, prepared, model, setup.optimizer(config, model.axes()), make_objective(config, model))
+        check_metric(key, metric, data.eval_names(), recipe.scores)
+    model = setup.model(config, data.tokenizer.vocab_size)
+    tuned, scorer = tuning.make(config, model, data.tokenizer), recipe.scorer(config, model, data.tokenizer)
+    check_soft(tuned.soft(), data.tasks())
+    if (steps := data.steps(config, tuned.soft())) is not None:
+        config = config.copy_and_resolve_references()
+        config.steps = steps
+    return Run(config, mesh, data, tuned, setup.optimizer(config, tuned.axes()), recipe.objective(config, model), scorer)
 
 
-def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[int], bool], flags: str, writer: Writer) -> Ended:
+def check_soft(soft: Soft | None, tasks: Sequence[str]) -> None:
+    """Refuses soft prompts that are neither one for all sources nor one for each.
+
+    Raises:
+      ValueError: names both numbers.
+    """
+    if soft is not None and soft.num_tasks not in (1, len(tasks)):
+        raise ValueError(
+            f"peft.options.num_tasks={soft.num_tasks}, and data.train has {len(tasks)} sources ({', '.join(tasks)})."
+            f" Give 1 (one soft prompt for all) or {len(tasks)} (one for each)."
+        )
+
+
+def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flags: str, writer: Writer) -> Ended:
     """Restores or creates the state, says what is about to run, and fits."""
-    config, mesh, model, prepared = made.config, made.mesh, made.model, made.prepared
-    known = {"tokenizer": prepared.tokenizer.fingerprint, "data": prepared.content, "train_data": prepared.train_content}
-    metadata = {**known, "scan_layers": model.scan_layers}
-    inputs.check_data(config, prepared, folder)
+    config, mesh, data, tuned = made.config, made.mesh, made.data, made.tuned
+    known = {"tokenizer": data.tokenizer.fingerprint, "data": data.content, "train_data": data.train_content}
+    metadata = {**known, "scan_layers": tuned.model.scan_layers} | opened.source(config, tuned)
+    data.check(config, folder)
     saves = config.checkpoint
     checkpoints = Checkpoints(
         epath.Path(folder) / "checkpoints",
@@ -223,80 +232,99 @@ def _train(stage: str, made: Run, folder: str, sums: Callable, stop: Callable[[i
         metadata=metadata,
     )
     with writer.timed("restore"):
-        state, feed_state = start_state(made, checkpoints, {name: known[name] for name in ("tokenizer", "train_data")})
+        frozen = opened.frozen(config, mesh, tuned, data.tokenizer.fingerprint)
+        expect = {name: value for name, value in metadata.items() if name in ("tokenizer", "train_data", "base")}
+        state, feed_state = start_state(made, frozen, checkpoints, expect)
     checkpoints.prepare(state)
-    reader = inputs.reader(config, prepared)
+    reader = data.reader(config, tuned.soft())
     feed = inputs.feed(config, mesh, reader)
     if feed_state is not None:
         feed.restore(feed_state)
-    baseline = unigram_baseline(prepared)
+    baselines = data.baselines()
     if hosts.is_first():
-        more = {"vocab_size": prepared.tokenizer.vocab_size, "prepared": prepared.folder, "baselines": baseline}
+        more = {"vocab_size": data.tokenizer.vocab_size, "baselines": baselines, **data.record()}
         workdir.record(stage, config, folder, {**known, **more})
-        workdir.keep_tokenizer(prepared.tokenizer, folder)
+        workdir.keep_tokenizer(data.tokenizer, folder)
         if config.init_from:
-            origin.keep(config.init_from, folder, prepared.tokenizer.fingerprint)
-    for line in startup_lines(made, state, flags, resumed=feed_state is not None):
+            origin.keep(config.init_from, folder, data.tokenizer.fingerprint)
+    for line in [*startup_lines(made, state, frozen, flags, resumed=feed_state is not None), *data.lines(config, tuned.soft())]:
         hosts.say(line)
-    update = jit_step(make_update(config, model, made.objective, made.optimizer), state, setup.compiler_options(config, mesh))
-    every, early = config.eval.every or config.steps, config.early_stopping
-    evals = [
-        Eval(name, every, functools.partial(_score, made, sums, stream), at_start=True) for name, stream in prepared.streams("eval").items()
-    ]
-    for name, ask in tasks.evals(config, model, prepared.tokenizer):
-        evals.append(Eval(name, config.tasks.every or every, functools.partial(_ask, ask), at_start=True))
-    evals.append(Eval("epochs", every, lambda state: reader.epochs(int(state.step))))
+    update = jit_step(make_update(config, tuned, made.objective, made.optimizer), state, setup.compiler_options(config, mesh))
+    began = int(state.step)
     with jax.set_mesh(mesh), contextlib.closing(feed):
-        return fit(
+        ended = fit(
             state,
-            {},
+            frozen,
             feed,
             update,
             until=config.steps,
             writer=writer,
             checkpoints=checkpoints,
-            evals=evals,
+            evals=evals(made, frozen, reader),
             stop=stop,
-            early=EarlyStopping(early.metric, early.patience, early.mode) if early.metric else None,
+            early=early_stopping(config),
         )
+    if feed_state is not None and ended.step == began and ended.reason != "stopped":
+        hosts.say(finished(ended, config))
+    return ended
 
 
-def start_state(made: Run, checkpoints: Checkpoints, expect: Mapping[str, Any]) -> tuple[Any, Any]:
+def finished(ended: Ended, config: ConfigDict) -> str:
+    """What to say of a run that was started again and had nothing left to do."""
+    if ended.reason == "early":
+        why = f"it stopped early, as {config.early_stopping.metric} no longer improved. To go on: a larger early_stopping.patience"
+    else:
+        why = f"all its steps are done. To go on: more of them, --config.steps={2 * config.steps} say"
+    return f"This run is finished at step {ended.step} of {config.steps}: {why}."
+
+
+def early_stopping(config: ConfigDict) -> EarlyStopping | None:
+    """What ends the run for lack of progress, where the config says so."""
+    early = config.early_stopping
+    return EarlyStopping(early.metric, early.patience, early.mode) if early.metric else None
+
+
+def evals(made: Run, frozen: Any, reader: Any) -> list[Eval]:
+    """Every validation set, the tasks that are asked while training, and how often each source has been gone through."""
+    config, every = made.config, made.config.eval.every or made.config.steps
+    found = [Eval(name, every, functools.partial(_score, made, frozen, name), at_start=True) for name in made.data.eval_names()]
+    for name, ask in tasks.evals(config, made.tuned.model, made.data.tokenizer):
+        found.append(Eval(name, config.tasks.every or every, functools.partial(_ask, made, frozen, ask), at_start=True))
+    return [*found, Eval("epochs", every, lambda state: reader.epochs(int(state.step)))]
+
+
+def start_state(made: Run, frozen: Any, checkpoints: Checkpoints, expect: Mapping[str, Any]) -> tuple[Any, Any]:
     """The state to begin with: the last whole checkpoint's, weights of another run, or a new one; and where the feed was, if anywhere.
 
     A checkpoint written with the other layout of the layers is turned into this run's, exactly.
     """
-    config, mesh, model, optimizer = made.config, made.mesh, made.model, made.optimizer
+    config, mesh, tuned, optimizer = made.config, made.mesh, made.tuned, made.optimizer
     found = checkpoints.newest_whole()
     if found is not None:
-        saved_model = dataclasses.replace(model, scan_layers=found.metadata["scan_layers"])
-        saved_optimizer = setup.optimizer(config, saved_model.axes())
-        like = states.abstract(init_params(config, saved_model), saved_optimizer, mesh, saved_model.axes(), **state_options(config))
         if found.step > config.steps:
             raise ValueError(f"steps={config.steps}, but the run is at step {found.step} already. Give more steps, or another --workdir.")
+        saved = tuning.make(config, dataclasses.replace(tuned.model, scan_layers=found.metadata["scan_layers"]))
         known = {name: value for name, value in expect.items() if name in found.metadata}  # older ones do not say "train_data"
-        restored = checkpoints.restore(like, step=found, expect=known)
+        restored = checkpoints.restore(abstract_state(config, saved, mesh), step=found, expect=known)
         assert restored is not None
         state = restored.state
-        if saved_model.scan_layers != model.scan_layers:
-            shapes = states.abstract(init_params(config, model), optimizer, mesh, model.axes(), **state_options(config))
-            state = jax.jit(lambda tree: model.relayout(tree, model.scan_layers), out_shardings=jax.tree.map(lambda s: s.sharding, shapes))(
-                state
-            )
+        if saved.model.scan_layers != tuned.model.scan_layers:
+            places = jax.tree.map(lambda s: s.sharding, abstract_state(config, tuned, mesh))
+            state = jax.jit(lambda tree: tuned.relayout(tree, tuned.model.scan_layers), out_shardings=places)(state)
         return state, restored.feed_state
-    if config.init_from:
-        params = initial_weights(config, mesh, model, made.prepared.tokenizer.fingerprint)
-        return states.from_params(params, optimizer, mesh, model.axes(), **state_options(config)), None
-    return states.create(init_params(config, model), optimizer, mesh, model.axes(), **state_options(config)), None
+    params = opened.start(config, mesh, tuned, frozen, made.data.tokenizer.fingerprint)
+    if params is not None:
+        return states.from_params(params, optimizer, mesh, tuned.axes(), **state_options(config)), None
+    return states.create(tuned.init(config), optimizer, mesh, tuned.axes(), **state_options(config)), None
 
 
-def startup_lines(made: Run, state: Any, flags: str, resumed: bool) -> list[str]:
+def startup_lines(made: Run, state: Any, frozen: Any, flags: str, resumed: bool) -> list[str]:
     """What is about to run: mesh, parameters, bytes per device, and what is left replicated."""
-    config, mesh = made.config, made.mesh
+    config, mesh, model = made.config, made.mesh, made.tuned.model
     shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     device = mesh.devices.flat[0].device_kind
     with rules.under(mesh):
-        computes = ", ".join(filter(None, (made.model.dtype, f"{made.model.attention_kernel()} attention", flags)))
+        computes = ", ".join(filter(None, (model.dtype, f"{model.attention_kernel()} attention", flags)))
     rows = f"batch {config.batch_size} x {config.sequence_length}" + (
         f" in {config.microbatches} microbatches" if config.microbatches > 1 else ""
     )
@@ -304,35 +332,18 @@ def startup_lines(made: Run, state: Any, flags: str, resumed: bool) -> list[str]
         f"{'Resuming at' if resumed else 'Starting at'} step {int(state.step)} of {config.steps}, {rows}.",
         f"mesh: {shape}; {mesh.size} x {device}; {jax.process_count()} process(es); {computes}",
         *states.report(state, mesh).lines(),
+        *tuning.lines(made.tuned, state, frozen),
     ]
 
 
-def unigram_baseline(prepared: Any) -> dict[str, float]:
-    """What knowing only how often each token occurs would score on the held-out text (counted on the first tokens of each).
-
-    As in training, the first token of a document (its beginning-of-text token, where there is one) is never predicted: it does not count.
-    """
-    size = prepared.tokenizer.vocab_size
-
-    def targets(stream: Any) -> np.ndarray:
-        stop = min(stream.num_tokens, BASELINE_TOKENS)
-        return np.delete(stream.read(0, stop), [0, *stream.ends(0, stop - 1)])
-
-    def counts(split: str) -> np.ndarray:
-        parts = [np.bincount(targets(stream), minlength=size) for stream in prepared.streams(split).values()]
-        return sum(parts, np.zeros(size, np.int64))
-
-    held_out = counts("eval")
-    return unigram(counts("train"), held_out, prepared.tokenizer.token_bytes()) if held_out.sum() else {}
+def _score(made: Run, frozen: Any, name: str, state: Any) -> dict[str, float]:
+    """The metrics of the state's weights (the moving average if there is one) on one validation set."""
+    rows = made.data.eval_reader(made.config, name, made.tuned.soft())
+    return made.scorer(made.tuned.whole(weights(state), frozen), inputs.eval_batches(made.config, made.mesh, rows))
 
 
-def _score(made: Run, sums: Callable, stream: Any, state: Any) -> dict[str, float]:
-    """Perplexity of the state's weights (the moving average if there is one) on one validation set."""
-    return perplexity(sums, weights(state), inputs.eval_batches(made.config, made.mesh, stream))
-
-
-def _ask(scores: Callable[[Any], dict[str, float]], state: Any) -> dict[str, float]:
-    return scores(weights(state))
+def _ask(made: Run, frozen: Any, scores: Callable[[Any], dict[str, float]], state: Any) -> dict[str, float]:
+    return scores(made.tuned.whole(weights(state), frozen))
 
 
 def weights(state: Any) -> Any:
@@ -347,7 +358,7 @@ def make_writer(made: Run, folder: str) -> Writer:
         folder,
         every=config.log.every,
         until=config.steps,
-        flops_per_token=made.model.flops_per_token(config.sequence_length),
+        flops_per_token=made.tuned.model.flops_per_token(config.sequence_length),
         devices=list(made.mesh.devices.flat),
         tensorboard=config.log.tensorboard,
         wandb=config.log.wandb,

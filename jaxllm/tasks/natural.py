@@ -5,10 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxllm.data import natural_instructions
 from jaxllm.tasks.rouge import rouge_l
 from jaxllm.tasks.task import Generation, Row, Scores, WrongRow
-
-HINTS = {"emphasis": "Emphasis", "things_to_avoid": "Things to avoid", "prompt": "Prompt"}  # of version 1 only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +42,7 @@ class NaturalInstructions(Generation):
 
     def prompt(self, row: Row) -> str:
         """The definition, the examples and the input."""
-        parts = [f"Definition: {row['definition'].strip()}"]
-        parts += [f"{title}: {row[name].strip()}" for name, title in HINTS.items() if str(row.get(name) or "-").strip() not in ("", "-")]
-        for kind, number in (("positive", self.positives), ("negative", self.negatives)):
-            examples = row[f"{kind}_examples"][:number]
-            parts += [f"{kind.title()} example {i} -\n{self._example(example)}" for i, example in enumerate(examples, 1)]
-        return "\n\n".join([*parts, f"Now complete the following example -\nInput: {row['input'].strip()}\nOutput:"])
-
-    def _example(self, example: Mapping[str, str]) -> str:
-        lines = f"Input: {example['input'].strip()}\nOutput: {example['output'].strip()}"
-        reason = example.get("explanation") or example.get("reason") or ""
-        return f"{lines}\nExplanation: {reason.strip()}" if self.explanations and reason.strip() else lines
+        return natural_instructions.prompt(row, self.positives, self.negatives, self.explanations)
 
     def target(self, row: Row) -> str:
         """The first output."""
@@ -75,19 +64,15 @@ def rows_of(task: Mapping[str, Any]) -> list[Row]:
     """The instances of a published task file, each with the definition and the examples.
 
     Args:
-      task: a file of version 2 (Definition, Positive Examples, Negative Examples, Instances), or a record with these names in small letters
-        and underscores.
+      task: see `natural_instructions.instances`.
 
     Raises:
-      WrongRow: it is neither.
+      WrongRow: it is neither form.
     """
-    task = {name.lower().replace(" ", "_"): part for name, part in task.items()}
-    missing = [name for name in ("definition", "positive_examples", "negative_examples", "instances") if name not in task]
-    if missing:
-        raise WrongRow(f"has no {' and no '.join(missing)}; a task file has Definition, Positive Examples, Negative Examples and Instances")
-    definition = task["definition"] if isinstance(task["definition"], str) else "\n".join(task["definition"])
-    common = {name: task[name] for name in ("task", "positive_examples", "negative_examples", *HINTS) if name in task}
-    return [{**common, "definition": definition, "input": one["input"], "output": one["output"]} for one in task["instances"]]
+    try:
+        return [*natural_instructions.instances(task)]
+    except ValueError as error:
+        raise WrongRow(str(error)) from None
 
 
 def plain(text: str) -> str:

@@ -67,6 +67,24 @@ def test_the_mixture_is_a_function_of_the_index_alone():
     assert ahead[:8] == GOLDEN  # a library that changes this changes every resumed run: then pin it, or write our own
 
 
+def test_each_index_can_have_a_shuffle_of_its_own():
+    lengths = np.array([1, 2, 3, 7, 64, 65, 10**6, 2**53 + 1, 2**62] * 3)
+    keys = np.array([shuffle_key("each", number) for number in range(len(lengths))], np.uint64)
+    index = lengths // 2
+    alone = [shuffled(index[[i]], int(lengths[i]), int(keys[i]))[0] for i in range(len(lengths))]
+    np.testing.assert_array_equal(shuffled(index, lengths, keys), alone)
+    assert shuffled(np.arange(5), 5, shuffle_key("golden")).tolist() == SHUFFLED  # another order changes every resumed run
+
+
+@pytest.mark.parametrize("weights", [[1], [3, 1], [0.3, 0.123, 0.04, 0.0007], [1] * 20, [i + 1 for i in range(50)]])
+def test_thousands_of_places_are_those_of_one_after_the_other(weights):
+    mixture = Mixture(weights)
+    for start in (0, 12_345, 10**12):
+        sources, places = mixture.places(start, start + 700)
+        assert list(zip(sources.tolist(), places.tolist(), strict=True)) == [mixture[start + i] for i in range(700)]
+
+
+SHUFFLED = [1, 3, 4, 2, 0]
 GOLDEN = [(0, 0), (0, 1), (0, 2), (1, 0), (0, 3), (0, 4), (0, 5), (1, 1)]
 
 

@@ -18,7 +18,7 @@ HARMLESS = {"xla_backend_optimization_level": 1}
 
 
 def run(options, steps=2, **more):
-    return stage.canary(resolve(TINY | {"xla": {"options": options}} | more), pretrain.objective, steps)
+    return stage.canary(resolve(TINY | {"xla": {"options": options}} | more), pretrain.RECIPE, steps)
 
 
 def test_flags_that_change_nothing_pass(capsys):

@@ -11,7 +11,7 @@ from jaxllm.data.tokenizers import make_tokenizer
 from jaxllm.models.presets import preset
 from jaxllm.stages import convert, origin, workdir
 from jaxllm.stages.config import load
-from jaxllm.stages.init_from import check_same
+from jaxllm.stages.opened import check_same
 from tests.interop import made
 from tests.interop.test_tokenizer_files import NAMED, byte_level, folder_of
 

@@ -109,12 +109,12 @@ def trajectory(corpus, root, overrides=None, steps=20):
     config = configs.resolve(said, {key: str(value) for key, value in (overrides or {}).items()})
     monkey = pytest.MonkeyPatch()
     monkey.setenv("JAXLLM_CACHE", str(root))
-    made = train.build(config, pretrain.objective)
+    made = train.build(config, pretrain.RECIPE)
     monkey.undo()
-    model, optimizer = made.model, made.optimizer
-    state = states.create(train.init_params(config, model), optimizer, made.mesh, model.axes(), **train.state_options(config))
-    step = jit_step(train.make_update(config, model, made.objective, optimizer), state)
-    feed = inputs.feed(config, made.mesh, inputs.reader(config, made.prepared))
+    tuned, optimizer = made.tuned, made.optimizer
+    state = states.create(tuned.init(config), optimizer, made.mesh, tuned.axes(), **train.state_options(config))
+    step = jit_step(train.make_update(config, tuned, made.objective, optimizer), state)
+    feed = inputs.feed(config, made.mesh, made.data.reader(config))
     out, first = [], None
     with jax.set_mesh(made.mesh), jax.default_matmul_precision("highest"):
         for _ in range(steps):
@@ -122,7 +122,7 @@ def trajectory(corpus, root, overrides=None, steps=20):
             out.append(float(report["loss"]))
             if first is None:
                 moments = optimizer_moments(state.opt_state)
-                first = jax.tree.map(np.asarray, jax.device_get(model.relayout(moments, True)))
+                first = jax.tree.map(np.asarray, jax.device_get(tuned.relayout(moments, True)))
     feed.close()
     return np.array(out), first
 
@@ -191,7 +191,7 @@ def predicted(stream):
 
 
 def test_the_unigram_baseline_is_the_entropy_of_the_counts_of_what_is_predicted(prepared):
-    found = train.unigram_baseline(prepared)
+    found = inputs.unigram_baseline(prepared)
     held_out, tokens = (np.concatenate([predicted(s) for s in prepared.streams(split).values()]) for split in ("eval", "train"))
     counts = np.bincount(tokens, minlength=259) + 1
     expected = -np.mean(np.log(counts[held_out] / counts.sum()))

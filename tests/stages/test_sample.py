@@ -6,9 +6,14 @@ import json
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
+from jaxllm.data.chat import encode_prompt
+from jaxllm.data.dialogues import Dialogue, Message
+from jaxllm.data.jinja_templates import jinja_template
+from jaxllm.data.templates import TEMPLATES
 from jaxllm.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer
 from jaxllm.sampling.text import stop_ids
-from jaxllm.stages.chat import chat_template, renderer
+from jaxllm.stages.chat import BASE, template_of
+from jaxllm.stages.spoken import jinja_of
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 SHORT = ("--config.sample.max_new_tokens=6",)
@@ -119,28 +124,25 @@ def test_a_conversation(stage, trained, monkeypatch, capsys):
     assert len(once.strip()) > 0 and twice.startswith(once) and len(twice) > 2 * len(once)
 
 
-def test_templates_of_others_are_rendered_in_a_sandbox(tmp_path):
-    messages = [{"role": "user", "content": "hi"}]
-    plain = renderer(None, ByteTokenizer())
-    assert plain([*messages, {"role": "assistant", "content": "yes"}, *messages]) == "User: hi\nAssistant: yes\nUser: hi\nAssistant:"
-    own = "{% for m in messages %}\n<{{ m.role }}>{{ m.content }}\n{% endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}"
-    assert renderer(own, ByteTokenizer())(messages) == "<user>hi\n<assistant>"
-    with pytest.raises(ValueError, match="refuses this conversation: roles must alternate"):
-        renderer("{{ raise_exception('roles must alternate') }}", ByteTokenizer())(messages)
-    with pytest.raises(ValueError, match="no Jinja template"):
-        renderer("{% for %}", ByteTokenizer())
-    for broken in ("{{ 1/0 }}", "{{ messages[0].content + 1 }}"):
-        with pytest.raises(ValueError, match="refuses this conversation"):
-            renderer(broken, ByteTokenizer())(messages)
-    with pytest.raises(ValueError, match="refuses this conversation"):
-        renderer("{{ ''.__class__.__mro__[1].__subclasses__() }}", ByteTokenizer())(messages)
-    assert chat_template(str(tmp_path)) is None
+def test_a_model_is_spoken_to_in_its_own_template_or_in_plain_turns(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"stage": "pretrain", "config": {"parallel": {}}}))
+    assert template_of(str(tmp_path), ByteTokenizer(), plain=False) is BASE
     folder = tmp_path / "huggingface"
     folder.mkdir()
+    assert jinja_of(folder) is None
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "default", "template": "a"}]}))
-    assert chat_template(str(tmp_path)) == "a"
+    assert jinja_of(folder) == "a"
     (folder / "chat_template.jinja").write_text("b")
-    assert chat_template(str(tmp_path)) == "b"
+    assert jinja_of(folder) == "b"
+    assert template_of(str(tmp_path), ByteTokenizer(), plain=True) is BASE
+    assert template_of(str(tmp_path), ByteTokenizer(), plain=False).name == "its own"
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(ValueError, match=r"no Jinja template.*--plain"):
+        template_of(str(tmp_path), ByteTokenizer(), plain=False)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"stage": "sft", "config": {"parallel": {}}, "chat": {"name": "chatml", "jinja": None}})
+    )
+    assert template_of(str(tmp_path), ByteTokenizer(), plain=False) is TEMPLATES["chatml"]  # what it was tuned with
 
 
 def test_what_a_template_writes_becomes_special_tokens_and_user_text_in_files_does_not():
@@ -151,11 +153,9 @@ def test_what_a_template_writes_becomes_special_tokens_and_user_text_in_files_do
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     file = {"version": "1.0", "added_tokens": special, "pre_tokenizer": level, "decoder": level, "model": model}
     tokenizer = JsonTokenizer(json.dumps(file), eos="<|end|>")
-    render = renderer("{% for m in messages %}<|user|>{{ m.content }}{{ eos_token }}{% endfor %}", tokenizer)
-    text = render([{"role": "user", "content": "hi"}])
-    assert text == "<|user|>hi<|end|>"
-    ids = tokenizer.encode_template(text)
-    assert (ids[0], ids[-1], len(ids)) == (257, 256, 4) and len(tokenizer.encode(text)) == len(text)
+    template = jinja_template("{% for m in messages %}<|user|>{{ m.content }}{{ eos_token }}{% endfor %}", tokenizer)
+    ids = encode_prompt(Dialogue((Message("user", "<|end|>"),)), template, tokenizer)
+    assert (ids[0], ids[-1], len(ids)) == (257, 256, 9) and len(tokenizer.encode("<|end|>")) == 7
     assert stop_ids(tokenizer, ["<|user|>"]) == (256, 257)
     with pytest.raises(ValueError, match="not one token"):
         stop_ids(tokenizer, ["<|nobody|>"])

@@ -1,0 +1,1 @@
+"""Rollouts: from prompts to samples, scores and advantages."""

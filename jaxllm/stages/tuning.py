@@ -1,0 +1,126 @@
+"""What of a model a run trains: all of its parameters, or a small tree beside a frozen base (`peft.name`)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxllm.data.tokenizer_kinds import Tokenizer
+from jaxllm.models import peft, quantized
+from jaxllm.models.adapted import Adapted
+from jaxllm.models.model import Model
+from jaxllm.parallel import rules
+from jaxllm.stages.recipe import Soft
+from jaxllm.training.step import purpose_key
+
+OPTIONS = ("rank", "alpha", "targets", "dropout", "length", "layers")  # keys of `peft` that a method takes by these names
+TEXTS = ("text", "labels")  # options that a config gives as text, and a method takes as ids
+
+
+class Tuned(NamedTuple):
+    """A model, and what of it is trained.
+
+    Attributes:
+      model: the whole model.
+      method: the way of tuning; None: the parameters themselves.
+      quantize: how the frozen base is stored: "none", "int8", "nf4".
+    """
+
+    model: Model
+    method: Any = None
+    quantize: str = "none"
+
+    def axes(self) -> Any:
+        """Logical axes of what is trained."""
+        return self.model.axes() if self.method is None else self.method.axes()
+
+    def whole(self, trained: Any, frozen: Any) -> Any:
+        """What `Model` computes with."""
+        return trained if self.method is None else Adapted(frozen["base"], trained)
+
+    def init(self, config: ConfigDict) -> Callable[[], Any]:
+        """Draws what is trained, with a base that is drawn too: for its shapes, or for a run without `init_from`."""
+        if self.method is None:
+            return lambda: self.model.init(jax.random.key(config.seed))
+        return lambda: self.method.init(key(config), self.model.init(jax.random.key(config.seed)))
+
+    def abstract(self, config: ConfigDict, mesh: Any) -> Any:
+        """Shapes and places of what is trained."""
+        with rules.under(mesh):
+            shapes = jax.eval_shape(self.init(config))
+        places = rules.shardings(self.axes(), mesh, shapes)
+        return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
+
+    def abstract_frozen(self, mesh: Any) -> dict[str, Any]:
+        """Shapes and places of what is read and never trained."""
+        if self.method is None:
+            return {}
+        shapes, axes = self.model.abstract(), self.model.axes()
+        if self.quantize != "none":
+            shapes, axes = quantized.abstract(self.model, self.quantize), quantized.axes(self.model, self.quantize)
+        shardings = rules.shardings(axes, mesh, shapes)
+        return {"base": jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)}
+
+    def stored(self, base: Any) -> Any:
+        """The base as it is kept in memory; what is given is used up."""
+        return base if self.quantize == "none" else quantized.quantize_params(base, self.quantize, free=True)
+
+    def soft(self) -> Soft | None:
+        """The soft tokens that stand in front of examples, where the method has any."""
+        if self.method is None or not self.method.num_soft:
+            return None
+        return Soft(self.method.num_soft, self.model.config.vocab_size, self.method.num_tasks)
+
+    def relayout(self, tree: Any, scan_layers: bool) -> Any:
+        """A tree of what is trained, with the layers in the wanted layout."""
+        return self.model.relayout(tree, scan_layers) if self.method is None else self.method.relayout(tree, scan_layers)
+
+
+def key(config: ConfigDict) -> jax.Array:
+    """Of the first draw of what is trained beside the base."""
+    return purpose_key(config.seed, "peft", 0)
+
+
+def make(config: ConfigDict, model: Model, tokenizer: Tokenizer | None = None) -> Tuned:
+    """What a config trains.
+
+    Args:
+      config: resolved.
+      model: the whole model.
+      tokenizer: for options that are texts; None: where only shapes matter.
+
+    Raises:
+      ValueError: an unknown method, or options that it does not take.
+    """
+    section = config.peft
+    given = {name: section[name] for name in OPTIONS if section[name] not in (None, [], ())} | section.options.to_dict()
+    if not section.name:
+        if given or section.quantize != "none":
+            key, value = next(iter(given.items()), ("quantize", section.quantize))
+            raise ValueError(f"peft.{key}={value!r} without peft.name tunes nothing. Choose peft.name from: {', '.join(peft.METHODS)}.")
+        return Tuned(model)
+    for name in TEXTS:
+        if name in given:
+            given[name] = _ids(given[name], tokenizer)
+    return Tuned(model, peft.make(model, section.name, **given), section.quantize)
+
+
+def _ids(said: Any, tokenizer: Tokenizer | None) -> Any:
+    """A text as its ids, a list of texts as theirs; ids as they are."""
+    if isinstance(said, str):
+        return (0,) if tokenizer is None else tuple(tokenizer.encode(said).tolist())
+    return tuple(_ids(one, tokenizer) for one in said) if isinstance(said, list | tuple) else said
+
+
+def lines(tuned: Tuned, state: Any, still: Any) -> list[str]:
+    """How much of the model is trained, and what the rest of it takes."""
+    if tuned.method is None:
+        return []
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    trained, whole = count(state.params), tuned.model.num_params()
+    size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(still["base"]))
+    return [
+        f"trained: {trained:,} beside {whole:,} frozen parameters ({trained / whole:.2%}); frozen base per device: {size / 2**20:,.1f} MiB"
+    ]
