@@ -22,7 +22,7 @@ from typing import Any
 try:
     from lm_eval.api.model import LM
 except ModuleNotFoundError as error:
-    if error.name != "lm_eval":
+    if (error.name or "").partition(".")[0] != "lm_eval":
         raise
     MISSING = "jaxllm.stages.harness needs lm-evaluation-harness. Run: pip install 'jaxllm[evals]'"
     if __name__ == "__main__":
