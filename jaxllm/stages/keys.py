@@ -38,7 +38,9 @@ SHARED: dict[str, Key] = {
     "model.scan_layers": Key(True, bool, "one compiled layer for all (fast to compile) or each its own", resume=True),
     "model.logprobs_chunk": Key(0, int, "tokens per chunk of the loss; 0 lets the op choose", resume=True),
     # What the data are made from may be said in another way on resume: the training data themselves are compared, see `inputs.check_data`.
-    "data.train": Key([], list, "training sources: a list of {path, weight, format, field}", resume=True),
+    "data.train": Key(
+        [], list, "training sources: a list of {path, weight, format, field}; of dialogues, task:NAME[=FILE] too", resume=True
+    ),
     "data.eval": Key(
         [], list, "validation sets by name: a list of {name, path, format, field}; the held-out split is always one of them", resume=True
     ),
@@ -152,7 +154,12 @@ SHARED: dict[str, Key] = {
 }
 
 TASKS: dict[str, Key] = {
-    "tasks.names": Key([], list, "tasks (jaxllm tasks lists them), or name=FILE, to be asked while training", resume=True),
+    "tasks.names": Key(
+        [],
+        list,
+        "tasks (jaxllm tasks lists them), or name=FILE, to be asked while training; all: those found under tasks.path",
+        resume=True,
+    ),
     "tasks.every": Key(0, int, "updates between two askings; 0: as eval.every says", resume=True),
     "tasks.path": Key(None, str, "a folder to look for the tasks' files in, by the names they are published under", resume=True),
     "tasks.limit": Key(None, int, "rows of each task, the first ones; none: all", resume=True),
@@ -164,6 +171,12 @@ TASKS: dict[str, Key] = {
     "tasks.max_new_tokens": Key(None, int, "tokens of an answer; none: the task's own number", resume=True),
     "tasks.length": Key(None, int, "tokens that the model reads at most; none: its context", resume=True),
     "tasks.slots": Key(8, int, "answers that are written together", resume=True),
+    "tasks.contamination": Key(
+        [],
+        list,
+        "training text to look for the tasks' rows in (evaluate): files, folders, or run: what the model was trained on",
+        resume=True,
+    ),
     "tasks.rows": Key(32, int, "continuations that are scored together", resume=True),
 }
 

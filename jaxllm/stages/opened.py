@@ -19,7 +19,7 @@ from jaxllm.parallel import hosts, rules
 from jaxllm.stages import setup, tuning, workdir
 from jaxllm.stages.config import resolve
 from jaxllm.stages.init_from import Source, fill
-from jaxllm.training import loading
+from jaxllm.training import loading, manifest
 
 EDGE = 1 << 20  # bytes at either end of a file of weights that its identity looks at
 
@@ -39,20 +39,20 @@ def open_model(folder: str, mesh: Any, step: int | None = None, config: ConfigDi
     record = workdir.read(folder)
     config = config or resolve(record["config"])
     place = epath.Path(folder) / "checkpoints"
-    manifest = newest_whole(place, step)
+    found = newest_whole(place, step)
     model = setup.model(config, record.get("vocab_size"))
-    averaged = any(name.startswith("state/ema/") for name in manifest.arrays)
+    averaged = any(name.startswith("state/ema/") for name in found.arrays)
     dtype = "float32" if averaged else model.param_dtype  # the average's own, as training scores it
-    model = dataclasses.replace(model, scan_layers=manifest.metadata["scan_layers"], param_dtype=dtype)
+    model = dataclasses.replace(model, scan_layers=found.metadata["scan_layers"], param_dtype=dtype)
     tuned = tuning.make(config, model)
-    trained = loading.load_part(place, manifest, tuned.abstract(config, mesh), "state/ema" if averaged else "state/params")
+    trained = loading.load_part(place, found, tuned.abstract(config, mesh), "state/ema" if averaged else "state/params")
     if tuned.method is None:
-        return model, trained, manifest.step
-    if manifest.metadata["base"] != source(config, tuned)["base"]:
+        return model, trained, found.step
+    if found.metadata["base"] != source(config, tuned)["base"]:
         raise ValueError(
             f"{folder} holds {config.peft.name} adapters of {config.init_from}, whose weights are others by now. Bring the old ones back."
         )
-    return model, tuned.whole(trained, frozen(config, mesh, tuned, record["tokenizer"])), manifest.step
+    return model, tuned.whole(trained, frozen(config, mesh, tuned, record["tokenizer"])), found.step
 
 
 def open_tokenizer(folder: str, task: str | None = None) -> Tokenizer:
@@ -153,10 +153,12 @@ def source(config: ConfigDict, tuned: tuning.Tuned) -> dict[str, str]:
     return {"base": identity(config.init_from) if config.init_from else f"drawn from seed {config.seed}"}
 
 
-def identity(folder: str) -> str:
+def identity(folder: str, step: int | None = None) -> str:
     """What tells the weights of a source from those of another, wherever they lie: checksums of a checkpoint, or of the ends of files."""
     if not folders.is_one(folder):
-        return _digest(sorted(newest_whole(epath.Path(folder) / "checkpoints", None).files.items()))
+        place = epath.Path(folder) / "checkpoints"
+        found = newest_whole(place, None) if step is None else manifest.read(place / str(step))
+        return _digest([sorted(found.files.items()), found.metadata.get("base")])
     parts = []
     for path in sorted(Path(folder).glob("*.safetensors")):
         with open(path, "rb") as file:

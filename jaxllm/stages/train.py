@@ -250,8 +250,9 @@ def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flag
     for line in [*startup_lines(made, state, frozen, flags, resumed=feed_state is not None), *data.lines(config, tuned.soft())]:
         hosts.say(line)
     update = jit_step(make_update(config, tuned, made.objective, made.optimizer), state, setup.compiler_options(config, mesh))
+    began = int(state.step)
     with jax.set_mesh(mesh), contextlib.closing(feed):
-        return fit(
+        ended = fit(
             state,
             frozen,
             feed,
@@ -263,6 +264,18 @@ def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flag
             stop=stop,
             early=early_stopping(config),
         )
+    if feed_state is not None and ended.step == began and ended.reason != "stopped":
+        hosts.say(finished(ended, config))
+    return ended
+
+
+def finished(ended: Ended, config: ConfigDict) -> str:
+    """What to say of a run that was started again and had nothing left to do."""
+    if ended.reason == "early":
+        why = f"it stopped early, as {config.early_stopping.metric} no longer improved. To go on: a larger early_stopping.patience"
+    else:
+        why = f"all its steps are done. To go on: more of them, --config.steps={2 * config.steps} say"
+    return f"This run is finished at step {ended.step} of {config.steps}: {why}."
 
 
 def early_stopping(config: ConfigDict) -> EarlyStopping | None:

@@ -7,7 +7,6 @@ import pytest
 
 from jaxllm.evaluation.prompts import Split
 from jaxllm.evaluation.suite import Suite
-from jaxllm.interop import tokenizer_files
 from jaxllm.tasks.task import Choice, Generation, Text
 from tests.interop.test_tokenizer_files import SPECIAL, byte_level
 from tests.oracle import families
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.oracle
 lm_eval = pytest.importorskip("lm_eval")
 
 LENGTH, NEW = 128, 12
-WORDS = "the quick brown fox jumps over the lazy dog and reads a book by the old door".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "reads", "a", "book", "by", "the", "old", "door"]
 SHOTS = [{"query": "the fox", "choices": ["jumps", "reads"], "gold": 0}, {"query": "a book", "choices": ["door", "dog"], "gold": 1}]
 ROWS = [
     {"query": " ".join(WORDS[i : i + 3 + i]) + ending, "choices": choices, "gold": (i + 1) % 2}
