@@ -47,7 +47,7 @@ class Problem(ValueError):
     """What is wrong with a record; whoever knows where it stands says so."""
 
 
-def _text(said: Any, what: str) -> str:
+def text_of(said: Any, what: str) -> str:
     """A text; None is an empty one, a list of text parts their texts."""
     if isinstance(said, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in said):
         said = "".join(str(part.get("text", "")) for part in said)
@@ -57,7 +57,7 @@ def _text(said: Any, what: str) -> str:
     return said or ""
 
 
-def _tools(said: Any) -> tuple[Mapping[str, Any], ...]:
+def tools_of(said: Any) -> tuple[Mapping[str, Any], ...]:
     """The tools of a record: a list of schemas, or the JSON of one."""
     found = _json(said, "tools") if isinstance(said, str) and said.strip() else said
     if not found:
@@ -98,7 +98,7 @@ def _message(said: Any, role_key: str, text_key: str, reading: Reading) -> Messa
     if role is None:
         known = ", ".join(("system", "user", ASSISTANT, "tool", *reading.participants))
         raise Problem(f"has a message of an unknown role {spoken!r} (known: {known}); name it among the participants if it is one")
-    content, calls = _text(said.get(text_key), text_key), said.get("tool_calls") or ()
+    content, calls = text_of(said.get(text_key), text_key), said.get("tool_calls") or ()
     if spoken == "function_call":
         content, calls = "", content
     weight = said.get("weight", said.get("train"))
@@ -110,11 +110,11 @@ def _message(said: Any, role_key: str, text_key: str, reading: Reading) -> Messa
         said.get("name") or None,
         _calls(calls) if calls else (),
         None if weight is None else float(weight),
-        reasoning=_text(said.get("reasoning_content") or said.get("reasoning") or said.get("thinking"), "reasoning"),
+        reasoning=text_of(said.get("reasoning_content") or said.get("reasoning") or said.get("thinking"), "reasoning"),
     )
 
 
-def _listed(said: Any, role_key: str, text_key: str, reading: Reading) -> list[Message]:
+def listed(said: Any, role_key: str, text_key: str, reading: Reading) -> list[Message]:
     if not isinstance(said, list):
         raise Problem("has messages that are no list")
     return [_message(one, role_key, text_key, reading) for one in said]
@@ -124,7 +124,7 @@ Read = Callable[[Mapping[str, Any], Reading], list[list[Message]]]
 
 
 def _messages(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
-    return [_listed(record["messages"], "role", "content", reading)]
+    return [listed(record["messages"], "role", "content", reading)]
 
 
 def _sharegpt(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
@@ -132,20 +132,20 @@ def _sharegpt(record: Mapping[str, Any], reading: Reading) -> list[list[Message]
     keys = (
         ("role", "content") if isinstance(said, list) and said and isinstance(said[0], Mapping) and "role" in said[0] else ("from", "value")
     )
-    return [_listed(said, *keys, reading)]
+    return [listed(said, *keys, reading)]
 
 
 def _instruction(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
     """Alpaca's {instruction, input, output}, Dolly's {instruction, context, response}; what was said before in {history}."""
     output = record["output"] if "output" in record else record["response"]
     earlier = [
-        Message(role, _text(text, "history"))
+        Message(role, text_of(text, "history"))
         for pair in record.get("history") or ()
         for role, text in zip(("user", ASSISTANT), pair, strict=True)
     ]
-    asked = _text(record["instruction"], "instruction")
-    asks = Message("user", asked, input=_text(record.get("input") or record.get("context"), "input"))
-    return [[*earlier, asks, Message(ASSISTANT, _text(output, "output"))]]
+    asked = text_of(record["instruction"], "instruction")
+    asks = Message("user", asked, input=text_of(record.get("input") or record.get("context"), "input"))
+    return [[*earlier, asks, Message(ASSISTANT, text_of(output, "output"))]]
 
 
 def _self_instruct(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
@@ -165,9 +165,9 @@ def _pair(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
     """A prompt and its answer, as texts or (TRL) as lists of messages, of which only the answer's are trained on."""
     asked, answered = (next(record[name] for name in names if name in record) for names in (PROMPTS, ANSWERS))
     if isinstance(asked, list) and isinstance(answered, list):
-        before = [message._replace(weight=0.0) for message in _listed(asked, "role", "content", reading)]
-        return [[*before, *_listed(answered, "role", "content", reading)]]
-    return [[Message("user", _text(asked, "prompt")), Message(ASSISTANT, _text(answered, "answer"))]]
+        before = [message._replace(weight=0.0) for message in listed(asked, "role", "content", reading)]
+        return [[*before, *listed(answered, "role", "content", reading)]]
+    return [[Message("user", text_of(asked, "prompt")), Message(ASSISTANT, text_of(answered, "answer"))]]
 
 
 PROMPTS, ANSWERS = ("prompt", "query", "question"), ("completion", "response", "answer")
@@ -228,8 +228,8 @@ def dialogues(record: Mapping[str, Any], where: str, reading: Reading) -> list[D
         if missing:
             raise Problem(f"has no {' and no '.join(missing)}, which format {name!r} needs")
         found = FORMATS[name].read(record, reading)
-        tools = _tools(record.get("tools") or record.get("functions"))
-        system = _text(record.get("system"), "system")
+        tools = tools_of(record.get("tools") or record.get("functions"))
+        system = text_of(record.get("system"), "system")
     except (Problem, KeyError, TypeError, AttributeError, ValueError) as error:
         problem = str(error) if isinstance(error, Problem) else f"is not of the format {name!r}: {type(error).__name__}: {error}"
         raise WrongDialogue(Dialogue((), where=where), problem) from None

@@ -36,7 +36,7 @@ def objective(config: ConfigDict, model: Model) -> Objective:
     return Objective(loss, lambda batch: cross_entropy_totals(batch["weights"]))
 
 
-def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Callable[[Any, Iterable[Mapping[str, Any]]], dict[str, float]]:
+def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Scorer:
     """What `evaluation.perplexity` makes of the nats, correct, tokens and bytes of the weighted targets of every batch."""
     kind, sizes = config.objective, jnp.asarray(tokenizer.token_bytes(), jnp.float32)
 
