@@ -1,6 +1,7 @@
 """The front door: `jaxllm STAGE --config FILE --workdir DIR`; answers --help at once, turns mistakes into one line and exit code 2."""
 
 import argparse
+import difflib
 import importlib.util
 import os
 import sys
@@ -46,15 +47,22 @@ def _pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="check the config by shapes alone; nothing runs")
     parser.add_argument("--canary", type=int, metavar="N", help="compare N updates with fast compiler flags and with none; nothing is kept")
     parser.add_argument("--presets", action=_Presets, nargs=0, help="list the model presets and exit")
+    parser.add_argument("--methods", action=_Methods, nargs=0, help="list the methods of peft.name and exit")
     parser.epilog = _keys_help(SHARED)
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", metavar="DIR", help="a trained model's work directory; with --init-from: where the records go")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the last whole one)")
-    parser.add_argument("--tasks", metavar="NAME,NAME=FILE", help="tasks to ask (jaxllm tasks lists them), instead of held-out text")
+    parser.add_argument(
+        "--tasks", metavar="NAME,NAME=FILE", help="tasks to ask (jaxllm tasks lists them), or all: those whose files are under tasks.path"
+    )
     parser.add_argument("--init-from", metavar="DIR", help="the model to ask: another work directory, or a Hugging Face folder")
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a config whose tasks.* are used (default: that of the run)")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two files of answers to the same prompts: how often A's win")
+    parser.add_argument("--labels", metavar="FILE", help="pairs of answers that people judged: how often the judge says the same")
+    parser.add_argument("--judge", metavar="JUDGE", help="of --compare and --labels: 'cmd:PROGRAM ARGUMENTS', or the folder of a model")
+    parser.add_argument("--rubric", metavar="FILE", help="what a model is asked as a judge: {prompt}, {first}, {second} (default: our own)")
     parser.epilog = _keys_help(TASKS)
 
 
@@ -133,6 +141,8 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "data": _data,
     "pretrain": _pretrain,
     "sft": _pretrain,
+    "reward": _pretrain,
+    "preference": _pretrain,
     "evaluate": _evaluate,
     "tasks": lambda parser: None,
     "sample": _sample,
@@ -151,6 +161,18 @@ class _Presets(argparse.Action):
         from jaxllm.models.presets import PRESETS
 
         print("\n".join(PRESETS))
+        parser.exit()
+
+
+class _Methods(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        import dataclasses
+
+        from jaxllm.models.peft import METHODS
+
+        for name, method in METHODS.items():
+            options = [field.name for field in dataclasses.fields(method) if field.name != "model"]
+            print(f"{name:12} {(method.__doc__ or '').splitlines()[0]} Options: {', '.join(options) or 'none'}.")
         parser.exit()
 
 
@@ -199,8 +221,19 @@ def is_mistake(error: BaseException) -> bool:
     return Path(frames[-1].filename).resolve().is_relative_to(Path(__file__).resolve().parent)
 
 
+def unknown_stage(argv: Sequence[str]) -> str | None:
+    """What to say of a first word that is no stage; None where it is one, or a flag."""
+    if not argv or argv[0].startswith("-") or argv[0] in STAGES:
+        return None
+    near = difflib.get_close_matches(argv[0], STAGES, 1)
+    return f"Unknown stage {argv[0]!r}. " + (f"Did you mean {near[0]!r}?" if near else f"Choose one of: {', '.join(STAGES)}.")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one stage; returns its exit code."""
+    if unknown := unknown_stage(sys.argv[1:] if argv is None else argv):
+        print(f"jaxllm: {unknown}", file=sys.stderr)
+        return MISTAKE
     parser = build_parser()
     args, overrides = parser.parse_known_args(argv)
     if args.stage in TRAINS and not (args.workdir or args.check or args.canary is not None):

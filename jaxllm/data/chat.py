@@ -1,59 +1,12 @@
 """Dialogues into tokens: every token of a template's rendering with the weight it has as a target, and whose words it is of."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxllm.data.dialogues import ASSISTANT, BOS, EOS, Dialogue, Message, Part, Template, WrongDialogue, check, message_weights
 from jaxllm.data.tokenizer_kinds import Tokenizer
-
-BOS, EOS = "{bos}", "{eos}"  # the tokenizer's own tokens, whatever they are called; no bos: nothing is put there
-ASSISTANT = "assistant"
-LOSSES = ("assistant", "last", "all")
-
-
-class WrongDialogue(ValueError):
-    """A row that cannot be trained on: where it is, and what is wrong with it."""
-
-    def __init__(self, dialogue: "Dialogue", problem: str):
-        super().__init__(f"{dialogue.where or 'This conversation'} {problem}.")
-        self.where, self.problem = dialogue.where, problem
-
-
-class Message(NamedTuple):
-    """One turn.
-
-    Attributes:
-      role: system, user, assistant or tool; or, in templates that know participants by name, any other.
-      content: what is said.
-      name: of the participant, where it is another than the role.
-      tool_calls: what an assistant calls, each {"name": ..., "arguments": {...}}.
-      weight: of its tokens as targets; None: as the loss rule says; 0: not trained on.
-      input: what an instruction is applied to (Alpaca's input).
-      reasoning: what an assistant thinks before it speaks.
-    """
-
-    role: str
-    content: str
-    name: str | None = None
-    tool_calls: tuple[Mapping[str, Any], ...] = ()
-    weight: float | None = None
-    input: str = ""
-    reasoning: str = ""
-
-    @property
-    def words(self) -> str:
-        """The content, and below it the input, for templates that have no place of its own for that."""
-        return f"{self.content}\n\n{self.input}" if self.input else self.content
-
-
-class Dialogue(NamedTuple):
-    """Messages in their order, the tools (JSON schemas) that may be called, and `file:line` for errors."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
-    where: str = ""
 
 
 class Encoded(NamedTuple):
@@ -70,117 +23,6 @@ class Encoded(NamedTuple):
     weights: np.ndarray
     turns: np.ndarray
     roles: tuple[str, ...]
-
-
-class Part(NamedTuple):
-    """A piece of a rendering.
-
-    Attributes:
-      text: as text; or, where `token`, the name of a special token (or BOS, EOS).
-      turn: the message it belongs to; -1: none.
-      said: whether its speaker must write it: the words and the end token, not the header.
-      token: whether it is a special token.
-    """
-
-    text: str
-    turn: int = -1
-    said: bool = False
-    token: bool = False
-
-
-Render = Callable[[Dialogue, Sequence[int], bool], list[Part]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """How a model is spoken to.
-
-    Attributes:
-      name: for errors.
-      render: (dialogue, which messages are trained on, whether an assistant's header follows) -> its parts.
-      end: the special token that ends an assistant's turn (a stop token when sampling), or the text where it is none.
-      tokens: names of the special tokens that the vocabulary must have.
-      markers: names that are special tokens in some vocabularies and plain text in others.
-      follows: role -> roles that may come after it ("": first); None: any order.
-      names: whether participants of any name may speak.
-      tools: whether it has a form for tool calls and results.
-      rewrites: whether an assistant's turn looks otherwise once another follows, so that only the last one can be trained on.
-    """
-
-    name: str
-    render: Render
-    end: str = EOS
-    tokens: tuple[str, ...] = ()
-    markers: tuple[str, ...] = ()
-    follows: Mapping[str, tuple[str, ...]] | None = None
-    names: bool = False
-    tools: bool = False
-    rewrites: bool = False
-
-
-def message_weights(dialogue: Dialogue, loss: str = ASSISTANT) -> list[float]:
-    """The weight of each message's words: its own, or what the loss rule says.
-
-    Args:
-      dialogue: whose messages.
-      loss: "assistant": the assistants' turns; "last": the last of them; "all": every message's words.
-
-    Raises:
-      ValueError: an unknown rule.
-    """
-    if loss not in LOSSES:
-        raise ValueError(f"Unknown loss rule {loss!r}. Choose one of: {', '.join(LOSSES)}.")
-    spoken = [i for i, message in enumerate(dialogue.messages) if message.role == ASSISTANT]
-    learnt = {"assistant": spoken, "last": spoken[-1:], "all": range(len(dialogue.messages))}[loss]
-    return [float(i in learnt) if message.weight is None else float(message.weight) for i, message in enumerate(dialogue.messages)]
-
-
-def check(dialogue: Dialogue, template: Template, weights: Sequence[float]) -> None:
-    """Refuses a dialogue that a template cannot say, or that nothing can be learnt from.
-
-    Raises:
-      WrongDialogue: names the message and what is wrong.
-    """
-    before = ""
-    for i, message in enumerate(dialogue.messages):
-        problem = _trouble(dialogue, template, i, before)
-        if problem:
-            raise WrongDialogue(dialogue, f"has a message {i + 1} ({message.role}) {problem}")
-        before = message.role
-    if dialogue.tools and not template.tools:
-        raise WrongDialogue(dialogue, f"offers tools, which template {template.name!r} has no form for")
-    trained = [i for i, weight in enumerate(weights) if weight]
-    if not trained:
-        raise WrongDialogue(dialogue, f"would train on nothing: roles are {', '.join(m.role for m in dialogue.messages) or 'none'}")
-    for i in trained:
-        if not (dialogue.messages[i].words.strip() or dialogue.messages[i].tool_calls):
-            raise WrongDialogue(dialogue, f"has an empty message {i + 1} ({dialogue.messages[i].role}), which would be trained on")
-    if template.rewrites and [i for i, m in enumerate(dialogue.messages) if m.role == ASSISTANT and i > trained[0]]:
-        raise WrongDialogue(
-            dialogue,
-            f"trains on message {trained[0] + 1}, which template {template.name!r} writes otherwise once another answer follows:"
-            " take the loss 'last', or a row for each answer",
-        )
-
-
-def _trouble(dialogue: Dialogue, template: Template, i: int, before: str) -> str | None:
-    """What is wrong with a message after one of the role `before`."""
-    message = dialogue.messages[i]
-    known = ("system", "user", ASSISTANT, "tool")
-    if message.role not in known and not template.names:
-        return f"of an unknown role: template {template.name!r} knows {', '.join(known[: 3 + template.tools])}"
-    if message.name and message.role != "tool" and not template.names:
-        return f"of {message.name!r}, and template {template.name!r} knows no participants by name"
-    if (message.tool_calls or message.role == "tool") and not template.tools:
-        return f"of a tool, which template {template.name!r} has no form for"
-    if template.follows is not None and message.role not in (allowed := template.follows.get(before, ())):
-        place = f"after {before}" if before else "at the beginning"
-        return f"where template {template.name!r} allows {' or '.join(allowed) or 'nothing'}: {place}"
-    if i and message._replace(weight=None) == dialogue.messages[i - 1]._replace(weight=None):
-        return f"that repeats message {i}"
-    if message.weight is not None and not 0 <= message.weight < float("inf"):
-        return f"of weight {message.weight}: give 0 or more"
-    return None
 
 
 Spelled = Mapping[str, int | str | None]
@@ -213,6 +55,20 @@ def _token_id(tokenizer: Tokenizer, name: str) -> int | None:
     return id
 
 
+def _symbols(ids: Spelled, tokenizer: Tokenizer) -> list[str]:
+    """Which of these tokens the tokenizer reads in any text (user symbols of sentencepiece, added tokens that are not special)."""
+    return [name for name, id in ids.items() if isinstance(id, int) and name not in (BOS, EOS) and tokenizer.encode(name).tolist() == [id]]
+
+
+def _rendered(dialogue: Dialogue, template: Template, symbols: Sequence[str], trained: Sequence[int], asks: bool) -> list[Part]:
+    """The parts of a dialogue, none of whose texts spells a token that would be read there."""
+    parts = template.render(dialogue, trained, asks)
+    for name in symbols:
+        if any(name in part.text for part in parts if not part.token):
+            raise WrongDialogue(dialogue, f"spells {name}, which this tokenizer reads as that very token wherever it stands")
+    return parts
+
+
 def _pieces(parts: Sequence[Part], ids: Spelled) -> tuple[list[Part], list[str | int]]:
     """The parts that are there, and what the tokenizer gets of each."""
     named = [(part, ids[part.text] if part.token else part.text) for part in parts]
@@ -238,13 +94,14 @@ def encode_batch(
       ValueError: an unknown loss rule, or special tokens that the vocabulary lacks.
     """
     ids = spelled(template, tokenizer)
+    symbols = _symbols(ids, tokenizer)
     found: list[Encoded | WrongDialogue | None] = []
     rows = []
     for dialogue in dialogues:
         weights = message_weights(dialogue, loss)
         try:
             check(dialogue, template, weights)
-            parts = template.render(dialogue, [i for i, weight in enumerate(weights) if weight], False)
+            parts = _rendered(dialogue, template, symbols, [i for i, weight in enumerate(weights) if weight], False)
         except WrongDialogue as error:
             found.append(error)
             continue
@@ -272,24 +129,17 @@ def _weighed(
 ) -> Encoded | WrongDialogue:
     """The tokens with what is known of their parts."""
     turns, targets = np.full(len(ids), -1, np.int16), np.zeros(len(ids), np.float32)
-    for part, (first, stop) in sorted(zip(parts, spans.tolist(), strict=True), key=lambda pair: pair[0].said):  # what is said wins
-        turns[first:stop] = part.turn
-        if part.said:
-            targets[first:stop] = weights[part.turn]
+    places = spans.tolist()
+    for said in (False, True):  # where a token lies across, what is said wins
+        for part, (first, stop) in zip(parts, places, strict=True):
+            if part.said == said:
+                turns[first:stop] = part.turn
+                if said and part.turn >= 0:
+                    targets[first:stop] = weights[part.turn]
     targets[:1] = 0.0  # nothing comes before the first token
     if not targets.any():
         return WrongDialogue(dialogue, "would train on nothing: no token of it is a target")
     return Encoded(ids, targets, turns, tuple(message.role for message in dialogue.messages))
-
-
-def each_answer(dialogue: Dialogue) -> list[Dialogue]:
-    """A dialogue for every answer in it that may be trained on, cut off behind it, that answer alone trained on.
-
-    What templates that rewrite earlier turns need.
-    """
-    before = tuple(message._replace(weight=0.0) for message in dialogue.messages)
-    ends = [i for i, message in enumerate(dialogue.messages) if message.role == ASSISTANT and message.weight != 0]
-    return [dialogue._replace(messages=(*before[:i], dialogue.messages[i])) for i in ends]
 
 
 def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) -> np.ndarray:
@@ -301,6 +151,7 @@ def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) 
     """
     answered = dialogue._replace(messages=(*dialogue.messages, Message(ASSISTANT, "...")))
     check(answered, template, message_weights(answered, "last"))
-    parts = template.render(dialogue, [], True)
-    ids = tokenizer.encode_pieces([_pieces(parts, spelled(template, tokenizer))[1]])[0][0]
-    return np.concatenate([np.asarray(tokenizer.opening, np.int32), ids])
+    ids = spelled(template, tokenizer)
+    parts = _rendered(dialogue, template, _symbols(ids, tokenizer), [], True)
+    asked = tokenizer.encode_pieces([_pieces(parts, ids)[1]])[0][0]
+    return np.concatenate([np.asarray(tokenizer.opening, np.int32), asked])

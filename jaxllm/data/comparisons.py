@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxllm.data.chat import ASSISTANT, Dialogue, Message, WrongDialogue
-from jaxllm.data.conversations import Problem, listed, text_of, tools_of
-from jaxllm.data.conversations import Reading as Speech
+from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, WrongDialogue
+from jaxllm.data.messages import Problem, messages_of, text_of, tools_of
 from jaxllm.data.objects import SUFFIXES, read_objects
 from jaxllm.data.sources import Source, list_files
 
@@ -34,10 +33,6 @@ class Reading:
             raise ValueError(
                 f"Unknown format {self.format!r} of comparisons. Choose one of: {', '.join(FORMATS)}; or none, to tell by fields."
             )
-
-    def speech(self) -> Speech:
-        """How their messages are."""
-        return Speech(participants=self.participants)
 
 
 class Judged(NamedTuple):
@@ -77,7 +72,7 @@ def _turns(said: Any, reading: Reading) -> Turns:
         return transcript(said)
     many = [said] if isinstance(said, Mapping) else said
     sharegpt = isinstance(many, list) and bool(many) and isinstance(many[0], Mapping) and "from" in many[0]
-    return listed(many, *(("from", "value") if sharegpt else ("role", "content")), reading.speech())
+    return messages_of(many, *(("from", "value") if sharegpt else ("role", "content")), reading.participants)
 
 
 def _answer(said: Any, reading: Reading) -> Turns:

@@ -1,22 +1,16 @@
 """The forms that people have their dialogues in, told by the fields of a record and said; each record becomes dialogues, or its error."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxllm.data import natural_instructions
-from jaxllm.data.chat import ASSISTANT, Dialogue, Message, WrongDialogue
+from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, WrongDialogue
+from jaxllm.data.messages import Problem, messages_of, text_of, tools_of
 from jaxllm.data.objects import SUFFIXES, read_objects
 from jaxllm.data.sources import Source, list_files
 
-ROLES = {  # what speakers are called elsewhere
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys((ASSISTANT, "gpt", "bot", "model", "chatgpt", "function_call"), ASSISTANT),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython"), "tool"),
-}
 OTHER_DATA = ("chosen", "rejected", "label")  # preferences and votes hold answers that are not to be learnt
 
 
@@ -43,88 +37,11 @@ class Reading:
             )
 
 
-class Problem(ValueError):
-    """What is wrong with a record; whoever knows where it stands says so."""
-
-
-def text_of(said: Any, what: str) -> str:
-    """A text; None is an empty one, a list of text parts their texts."""
-    if isinstance(said, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in said):
-        said = "".join(str(part.get("text", "")) for part in said)
-    if said is not None and not isinstance(said, str):
-        kinds = {str(part.get("type")) for part in said if isinstance(part, Mapping)} if isinstance(said, list) else set()
-        raise Problem(f"has a {what} that is no text but {', '.join(sorted(kinds)) or type(said).__name__}")
-    return said or ""
-
-
-def tools_of(said: Any) -> tuple[Mapping[str, Any], ...]:
-    """The tools of a record: a list of schemas, or the JSON of one."""
-    found = _json(said, "tools") if isinstance(said, str) and said.strip() else said
-    if not found:
-        return ()
-    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
-        raise Problem("has tools that are no list of JSON schemas")
-    return tuple(found)
-
-
-def _json(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Problem(f"has {what} that are broken JSON: {error}") from None
-
-
-def _calls(said: Any) -> tuple[Mapping[str, Any], ...]:
-    """Tool calls, as {"name", "arguments"} each; arguments as OpenAI writes them (JSON in a text) are opened."""
-    found = _json(said, "tool calls") if isinstance(said, str) else said
-    calls = []
-    for call in found if isinstance(found, list) else [found]:
-        own = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(own, Mapping) or not isinstance(own.get("name"), str):
-            raise Problem("has a tool call without a name")
-        arguments = own.get("arguments", {})
-        if isinstance(arguments, str):
-            arguments = _json(arguments, "arguments of a tool call") if arguments.strip() else {}
-        calls.append({"name": own["name"], "arguments": arguments} | ({"id": call["id"]} if call.get("id") else {}))
-    return tuple(calls)
-
-
-def _message(said: Any, role_key: str, text_key: str, reading: Reading) -> Message:
-    """One entry of a list of messages."""
-    if not isinstance(said, Mapping) or role_key not in said:
-        raise Problem(f"has a message without {role_key!r}")
-    spoken = str(said[role_key])
-    role = spoken if spoken in reading.participants else ROLES.get(spoken)
-    if role is None:
-        known = ", ".join(("system", "user", ASSISTANT, "tool", *reading.participants))
-        raise Problem(f"has a message of an unknown role {spoken!r} (known: {known}); name it among the participants if it is one")
-    content, calls = text_of(said.get(text_key), text_key), said.get("tool_calls") or ()
-    if spoken == "function_call":
-        content, calls = "", content
-    weight = said.get("weight", said.get("train"))
-    if weight is not None and not isinstance(weight, bool | int | float):
-        raise Problem(f"has a weight {weight!r} that is no number")
-    return Message(
-        role,
-        content,
-        said.get("name") or None,
-        _calls(calls) if calls else (),
-        None if weight is None else float(weight),
-        reasoning=text_of(said.get("reasoning_content") or said.get("reasoning") or said.get("thinking"), "reasoning"),
-    )
-
-
-def listed(said: Any, role_key: str, text_key: str, reading: Reading) -> list[Message]:
-    if not isinstance(said, list):
-        raise Problem("has messages that are no list")
-    return [_message(one, role_key, text_key, reading) for one in said]
-
-
 Read = Callable[[Mapping[str, Any], Reading], list[list[Message]]]
 
 
 def _messages(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
-    return [listed(record["messages"], "role", "content", reading)]
+    return [messages_of(record["messages"], "role", "content", reading.participants)]
 
 
 def _sharegpt(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
@@ -132,7 +49,7 @@ def _sharegpt(record: Mapping[str, Any], reading: Reading) -> list[list[Message]
     keys = (
         ("role", "content") if isinstance(said, list) and said and isinstance(said[0], Mapping) and "role" in said[0] else ("from", "value")
     )
-    return [listed(said, *keys, reading)]
+    return [messages_of(said, *keys, reading.participants)]
 
 
 def _instruction(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
@@ -165,8 +82,8 @@ def _pair(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
     """A prompt and its answer, as texts or (TRL) as lists of messages, of which only the answer's are trained on."""
     asked, answered = (next(record[name] for name in names if name in record) for names in (PROMPTS, ANSWERS))
     if isinstance(asked, list) and isinstance(answered, list):
-        before = [message._replace(weight=0.0) for message in listed(asked, "role", "content", reading)]
-        return [[*before, *listed(answered, "role", "content", reading)]]
+        before = [message._replace(weight=0.0) for message in messages_of(asked, "role", "content", reading.participants)]
+        return [[*before, *messages_of(answered, "role", "content", reading.participants)]]
     return [[Message("user", text_of(asked, "prompt")), Message(ASSISTANT, text_of(answered, "answer"))]]
 
 

@@ -26,6 +26,7 @@ RECORD_SUFFIXES = {
     ".array_record": "arrayrecord",
     ".arrayrecord": "arrayrecord",
 }
+EVERY = "*"  # as the field of a JSON record: all its texts
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 
 
@@ -142,11 +143,21 @@ def _from_json(line: int, data: bytes, field: str) -> Record:
         return Record(line, None, f"invalid UTF-8: {error.reason} at byte {error.start}")
     except (ValueError, RecursionError) as error:
         return Record(line, None, f"broken JSON: {error}")
+    if field == EVERY:
+        return _document(line, "\n".join(_texts(said)), field)
     name = next((name for name in field.split(",") if isinstance(said, dict) and name in said), None)
     if name is None:
         there = ", ".join(sorted(said)[:8]) if isinstance(said, dict) else type(said).__name__
         return Record(line, None, f"missing field: {field!r} (there: {there})")
     return _document(line, said[name], name)
+
+
+def _texts(said: Any) -> Iterator[str]:
+    """Every text in a JSON value, in order; the names of fields are none."""
+    if isinstance(said, str):
+        yield said
+    for inner in said.values() if isinstance(said, dict) else said if isinstance(said, list) else ():
+        yield from _texts(inner)
 
 
 def _read_text(piece: Piece, field: str | None) -> Iterator[Record]:

@@ -9,8 +9,7 @@ import jinja2
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from jaxllm.data.chat import ASSISTANT, EOS, Dialogue, Message, Part, Template, WrongDialogue
-from jaxllm.data.templates import as_json
+from jaxllm.data.dialogues import ASSISTANT, EOS, Dialogue, Message, Part, Template, WrongDialogue, as_json
 from jaxllm.data.tokenizer_kinds import Tokenizer
 
 BREAK = "\ue0f2"  # put into names of special tokens that a message spells: they are ordinary text
@@ -138,11 +137,17 @@ class _Rendered:
                 until = self.text(i + 1)
             except WrongDialogue:  # not every beginning of a dialogue is one
                 until = ""
-            same = len(until) > max(before, 0) and whole.startswith(until)
+            until = self._beginning(until, whole)
+            same = len(until) > max(before, 0)
             if same and before >= 0:
                 found[i] = (before, len(until))
             before = len(until) if same else -1
         return found
+
+    def _beginning(self, text: str, whole: str) -> str:
+        """A text, if the whole begins with it; some templates (Phi 3) end every rendering with the end token. Else nothing."""
+        tries = (text, text.removesuffix(self.spelled["eos_token"]))
+        return next((one for one in tries if whole.startswith(one)), "")
 
     def _span(self, i: int, whole: str) -> tuple[int, int]:
         """Where the words of a message lie that is trained on.
@@ -150,10 +155,13 @@ class _Rendered:
         Raises:
           WrongDialogue: it cannot be told.
         """
-        until = whole if i == len(self.messages) - 1 else self.text(i + 1)
-        if not whole.startswith(until):
+        until = whole if i == len(self.messages) - 1 else self._beginning(self.text(i + 1), whole)
+        if not until:
             raise self._rewritten(i)
-        begin = self._answer_begins(i, until) if self.dialogue.messages[i].role == ASSISTANT else self._words_begin(i, until)
+        answers = self.dialogue.messages[i].role == ASSISTANT
+        begin = self._answer_begins(i, until) if answers else self._words_begin(i, until)
+        if answers and self.messages[i]["content"].split("</think>")[-1].strip() not in until[begin:]:
+            raise self._hidden(i)  # a template for messages of several parts, say
         tokens = [match for match in self.cut.finditer(until) if match.start() >= begin]
         ends = len(until) if not tokens or until[tokens[-1].end() :].strip() else tokens[-1].end()
         return begin, ends
@@ -167,11 +175,14 @@ class _Rendered:
         return max(fitting)
 
     def _words_begin(self, i: int, until: str) -> int:
-        words = self.messages[i]["content"].strip()
-        begin = until.rfind(words) if words else -1
+        words = self.messages[i]["content"]
+        begin = until.rfind(words if words in until else words.strip())
         if begin < 0:
-            raise WrongDialogue(self.dialogue, f"trains on message {i + 1}, whose words the chat template {self.name!r} does not show")
+            raise self._hidden(i)
         return begin
+
+    def _hidden(self, i: int) -> WrongDialogue:
+        return WrongDialogue(self.dialogue, f"trains on message {i + 1}, whose words the chat template {self.name!r} does not show")
 
     def _rewritten(self, i: int) -> WrongDialogue:
         problem = f"trains on message {i + 1}, which the chat template {self.name!r} writes otherwise once another follows"

@@ -118,27 +118,41 @@ def guarded(text: str, special: Mapping[int, str]) -> str:
     return json.dumps(said, ensure_ascii=False)
 
 
-def library_spans(encoding: Any, sizes: Sequence[int]) -> np.ndarray:
-    """`spans_of` by the characters that the tokenizers library remembers; it is asked about the edges only.
+def library_spans(encoding: Any, marks: Sequence[int], sizes: Sequence[int], marked: Sequence[bool]) -> np.ndarray:
+    """`spans_of` by the characters that the tokenizers library remembers; it is asked only where two texts meet.
 
     Args:
       encoding: of the whole text, without added tokens.
+      marks: where in it the special tokens are.
       sizes: of the pieces, in characters.
+      marked: which of the pieces are special tokens, as many as `marks`.
     """
-    spans, at, done = np.zeros((len(sizes), 2), np.int32), 0, 0
-    for i, size in enumerate(sizes):
-        first = _token_at(encoding, range(at, at + size))
-        if first is None:  # nothing of it became a token
-            spans[i] = done
-        else:
-            stop = _token_at(encoding, range(at + size - 1, at - 1, -1)) or first
-            while stop < len(encoding) and encoding.token_to_chars(stop)[0] < at + size:
-                stop += 1  # one character may be several tokens
-            spans[i] = first, stop
-            done = stop
-        at += size
+    assert sum(marked) == len(marks), (sum(marked), len(marks))
+    spans, stops = np.zeros((len(sizes), 2), np.int32), iter(marks)
+    first = at = token = 0
+    for i, mark in enumerate((*marked, True)):
+        if mark:  # the texts before it, and it
+            stop = next(stops, len(encoding))
+            end = at + sum(sizes[first:i])
+            for j in range(first, i):
+                at += sizes[j]
+                past, later = _meeting(encoding, at, end, stop) if sizes[j] else (token, token)
+                spans[j] = token, past
+                token = later
+            spans[i : i + 1] = stop, stop + 1
+            at, token, first = end + sum(sizes[i : i + 1]), stop + 1, i + 1
     return spans
 
 
-def _token_at(encoding: Any, places: Iterable[int]) -> int | None:
-    return next((found for place in places if (found := encoding.char_to_token(place)) is not None), None)
+def _meeting(encoding: Any, place: int, end: int, stop: int) -> tuple[int, int]:
+    """Past the last token of what is before a character, and the first one of what begins with it; apart where one token lies across.
+
+    Args:
+      encoding: of the whole text.
+      place: the character.
+      end, stop: where the texts that are encoded together end, in characters and in tokens.
+    """
+    found = next((token for c in range(place, end) if (token := encoding.char_to_token(c)) is not None), None)
+    if found is None:  # what remains became nothing
+        return stop, stop
+    return found + (encoding.token_to_chars(found)[0] < place), found

@@ -81,7 +81,7 @@ def absolute(path: str) -> str:
 
 def default_name(path: str) -> str:
     """A short name for a path: its last part without suffixes."""
-    parts = path.replace("builtin:", "").replace("hub:", "").split("/")
+    parts = path.replace("builtin:", "").replace("hub:", "").replace("task:", "").split("/")
     last = next((part.split("@")[0] for part in reversed(parts) if part and not any(sign in part for sign in "*?[")), "")
     cleaned = "".join(c if c.isalnum() or c in "_-" else "_" for c in last.split(".")[0])
     return cleaned.strip("_") or "source"

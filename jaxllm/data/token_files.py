@@ -156,6 +156,14 @@ class TokenStream:
             found.append(np.asarray(shard.ends[first:last]).astype(np.int64) + offset)
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Where every document begins and ends in the stream, in order."""
+        for index, offset in enumerate(self._offsets[:-1]):
+            start = 0
+            for end in self._shard(index).ends[:]:
+                yield offset + start, offset + int(end)
+                start = int(end)
+
     def documents(self) -> Iterator[np.ndarray]:
         """Every document's tokens, in order."""
         for index in range(len(self._offsets) - 1):

@@ -307,8 +307,8 @@ class JsonTokenizer:
         return [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     @cached_property
-    def _guarded(self) -> tuple[Any, dict[int, str]]:
-        """The library's tokenizer, its special tokens guarded, and how each id that a template may place is spelled for it."""
+    def _guarded(self) -> tuple[Any, dict[int, str], np.ndarray]:
+        """The library's tokenizer, its special tokens guarded; how it spells each id that a template may place; which ids are special."""
         special = {i: name for name, i in self.special_tokens().items()}
         library = parsed(pieces.guarded(self._text, special))
         library.no_padding()
@@ -316,14 +316,19 @@ class JsonTokenizer:
         added = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items()}
         spelled = added | {i: pieces.GUARD + name for i, name in special.items()}
         assert all(library.token_to_id(name) == i for i, name in spelled.items()), spelled
-        return library, spelled
+        return library, spelled, np.isin(np.arange(self.vocab_size), list(special))
 
     def encode_pieces(self, rows: Sequence[pieces.Row]) -> list[pieces.Encoded]:
-        library, spelled = self._guarded
+        library, spelled, special = self._guarded
         texts = [[piece if isinstance(piece, str) else spelled[piece] for piece in row] for row in rows]
-        found = library.encode_batch(["".join(text) for text in texts], add_special_tokens=False)
-        sizes = ([len(piece) for piece in text] for text in texts)
-        return [(np.asarray(e.ids, np.int32), pieces.library_spans(e, own)) for e, own in zip(found, sizes, strict=True)]
+        found = []
+        for e, row, text in zip(
+            library.encode_batch(["".join(text) for text in texts], add_special_tokens=False), rows, texts, strict=True
+        ):
+            ids = np.asarray(e.ids, np.int32)
+            marked = [not isinstance(piece, str) and special[piece] for piece in row]
+            found.append((ids, pieces.library_spans(e, np.flatnonzero(special[ids]).tolist(), [len(piece) for piece in text], marked)))
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

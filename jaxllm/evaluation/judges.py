@@ -122,13 +122,16 @@ def _preference(said: Any) -> float | None:
     return None if math.isnan(number) else number
 
 
-def rubric_judge(generate: Callable[[list[str]], Sequence[str]], rubric: str = RUBRIC) -> Judge:
+def rubric_judge(
+    generate: Callable[[list[str]], Sequence[str | None]], rubric: str = RUBRIC, reasons: collections.Counter[str] | None = None
+) -> Judge:
     """A judge that is a model, asked in words.
 
     Args:
-      generate: prompts in, what the model writes out, one text each.
+      generate: prompts in, what the model writes out, one text each; None: it could not be asked.
       rubric: what it is asked, with {prompt}, {first} and {second} where they go; it has to ask for [[A]], [[B]] or [[C]] (a tie).
         The last such mark in a text is the verdict; a text with none has no verdict.
+      reasons: counts why verdicts are missing, in words.
 
     Raises:
       ValueError: a rubric that leaves something out; by the judge, a model that does not write one text for each prompt.
@@ -140,9 +143,17 @@ def rubric_judge(generate: Callable[[list[str]], Sequence[str]], rubric: str = R
         asked = [_filled(rubric, pair) for pair in pairs]
         texts = list(generate(asked)) if asked else []
         _check_count(len(texts), len(asked), "model", "texts")
-        return [MARKS[found[-1]] if (found := MARK.findall(text)) else None for text in texts]
+        return [_marked(text, collections.Counter() if reasons is None else reasons) for text in texts]
 
     return judge
+
+
+def _marked(text: str | None, reasons: collections.Counter[str]) -> float | None:
+    """The last mark of a text."""
+    if text is not None and (found := MARK.findall(text)):
+        return MARKS[found[-1]]
+    reasons["could not be asked" if text is None else "no [[A]], [[B]] or [[C]]"] += 1
+    return None
 
 
 def _filled(rubric: str, pair: Pair) -> str:

@@ -31,12 +31,12 @@ def split(task: Task, rows: Sequence[Row], examples: Sequence[Row] | None = None
 
 
 def pair(tokenizer: Tokenizer, before: str, after: str) -> Pair:
-    """The tokens of `before + after`, cut where `before` ends; spaces at its end belong to what follows, as in tokens (lm-eval's rule).
+    """The tokens of `before + after`, cut where `before` ends; spaces at its end, line ends too, belong to what follows (lm-eval's rule).
 
     A token that joins characters of both belongs to what stands before, unless nothing would be left: that is lm-eval's rule too.
     A text begins with the beginning-of-text token where the tokenizer has one, and with the end-of-text token where `before` is empty.
     """
-    spaces = len(before) - len(before.rstrip(" "))
+    spaces = len(before) - len(before.rstrip())
     if spaces:
         before, after = before[:-spaces], before[-spaces:] + after
     start = [*tokenizer.opening, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
@@ -48,16 +48,16 @@ def pair(tokenizer: Tokenizer, before: str, after: str) -> Pair:
 
 
 def pairs_of(task: Task, tokenizer: Tokenizer, row: Row, shown: str) -> tuple[list[Pair], list[int]]:
-    """The pairs of one row, and how many bytes each continuation has."""
+    """The pairs of one row, and how many characters each choice has, or bytes a continuation."""
     if isinstance(task, Choice):
         texts = [(shown + before, after) for before, after in task.pairs(row)]
-        lead = len(task.BEFORE_ANSWER)
+        sizes = [len(after) - len(task.BEFORE_ANSWER) for _, after in texts]
     else:
         assert isinstance(task, Continuation)
         before, after = shown + task.prompt(row), task.target(row)
         spaced = not before or before[-1].isspace() or after[:1].isspace()  # as published
-        texts, lead = [(before, after if spaced else task.BEFORE_ANSWER + after)], 0
-    return [pair(tokenizer, *text) for text in texts], [len(after[lead:].encode()) for _, after in texts]
+        texts, sizes = [(before, after if spaced else task.BEFORE_ANSWER + after)], [len(after.encode())]
+    return [pair(tokenizer, *text) for text in texts], sizes
 
 
 def windows(tokenizer: Tokenizer, text: str, length: int) -> list[Pair]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from jaxllm.evaluation.likelihood import Likelihood, Likelihoods
 from jaxllm.evaluation.pass_at_k import pass_at_k, reranked
 from jaxllm.models.model import Model
 from jaxllm.sampling.logits import Sampling
-from jaxllm.sampling.text import Texts
+from jaxllm.sampling.text import Sample, Texts
 from jaxllm.tasks.task import Choice, Continuation, Generation, Row, Scores, Task, Text, Unscored
 
 ROWS = "/rows"  # what the records of single rows are called after their task's name
@@ -55,6 +56,7 @@ class Result(NamedTuple):
     unscored: int  # answers that could not be judged, and are in no mean
     shots: int
     settings: str  # a checksum of everything that decides it
+    records: tuple[Record, ...] = ()  # of every row, in order
 
 
 class Suite:
@@ -123,7 +125,7 @@ class Suite:
             tell(len(done))
         ordered = [done[row] for row in range(len(rows.asked))]
         scored, unscored = summary(task, ordered, how)
-        return Result(name, scored, len(ordered), unscored, shots, settings)
+        return Result(name, scored, len(ordered), unscored, shots, settings, tuple(ordered))
 
     def shown(self, name: str, task: Task, rows: prompts.Split, how: How) -> tuple[int, str]:
         """How many examples fit beside every row, and the text of them.
@@ -179,15 +181,31 @@ class Suite:
         for start in range(0, len(left), CHUNK):
             chunk = left[start : start + CHUNK]
             asked = [shown + task.prompt(rows[row]) for row in chunk]
-            samples = list(texts.samples(params, asked, seed=how.seed, num_samples=how.num_samples, numbers=chunk))
-            answers = [[s.text for s in samples[i : i + how.num_samples]] for i in range(0, len(samples), how.num_samples)]
-            scores = iter(
-                score_all(task, [rows[row] for row in chunk for _ in range(how.num_samples)], [a for own in answers for a in own])
+            samples, interrupted = _until_interrupted(
+                texts.samples(params, asked, seed=how.seed, num_samples=how.num_samples, numbers=chunk)
             )
-            for i, row in enumerate(chunk):
+            whole = chunk[: len(samples) // how.num_samples]
+            answers = [[s.text for s in samples[i * how.num_samples :][: how.num_samples]] for i in range(len(whole))]
+            scores = iter(
+                score_all(task, [rows[row] for row in whole for _ in range(how.num_samples)], [a for own in answers for a in own])
+            )
+            for i, row in enumerate(whole):
                 judged = [next(scores) for _ in answers[i]]
                 means = [s.mean_log_prob for s in samples[i * how.num_samples : (i + 1) * how.num_samples]]
                 yield row, {"answers": answers[i], "scores": judged, "mean_log_probs": means}
+            if interrupted:
+                raise interrupted
+
+
+def _until_interrupted(samples: Iterator[Sample]) -> tuple[list[Sample], KeyboardInterrupt | None]:
+    """What was written until somebody pressed Ctrl-C, so that it can be kept before that is passed on."""
+    found: list[Sample] = []
+    try:
+        for sample in samples:
+            found.append(sample)
+    except KeyboardInterrupt as interrupted:
+        return found, interrupted
+    return found, None
 
 
 def _judged(task: Task, row: Row, likes: Sequence[Likelihood], sizes: Sequence[int]) -> Record:
@@ -243,7 +261,7 @@ def summary(task: Task, records: Sequence[Record], how: How) -> tuple[dict[str, 
 
 def _summary_of_text(records: Sequence[Record]) -> dict[str, float]:
     nats, size = -sum(record["log_prob"] for record in records), sum(record["bytes"] for record in records)
-    words = sum(len(record["target"].split()) for record in records)
+    words = sum(len(re.split(r"\s+", record["target"])) for record in records)  # as lm-eval counts them
     return {
         "bits_per_byte": nats / math.log(2) / max(size, 1),
         "byte_perplexity": math.exp(min(nats / max(size, 1), 700.0)),

@@ -6,7 +6,7 @@ from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 
-from jaxllm.evaluation.intervals import Interval, Values, bootstrap, scores
+from jaxllm.evaluation.intervals import Interval, Values, bootstrap_ratio, scores
 
 Pair = tuple[str, str, str]  # a prompt, the answer that is shown first, the one that is shown second
 Judge = Callable[[list[Pair]], Sequence[float | None]]  # for each pair a preference for the first from 0 to 1; None: no judgement
@@ -79,20 +79,35 @@ def preferences(judged: Judged) -> np.ndarray:
     return (judged.forward + judged.backward) / 2
 
 
-def win_rate(judged: Judged, num_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> WinRate:
-    """How often the first set wins, with a bootstrap interval over the pairs; the options are those of `intervals.bootstrap`.
+def win_rate(judged: Judged, groups: Sequence[int] | None = None, num_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> WinRate:
+    """How often the first set wins, with a bootstrap interval; the options are those of `intervals.bootstrap`.
 
     Pairs without a verdict in both orders are left out and counted; without any, all is NaN.
+
+    Args:
+      judged: see `judge_both_orders`.
+      groups: [pairs], the number of each pair's prompt where prompts have several pairs: prompts are drawn anew then, with all their pairs;
+        None: each pair by itself.
     """
     mean = preferences(judged)
     there = ~np.isnan(mean)
     forward, backward = judged.forward[there], judged.backward[there]
+    own = _numbers(groups, len(mean))
+    wins, counts = np.bincount(own, np.where(there, mean, 0)), np.bincount(own, there)
+    interval = bootstrap_ratio(wins, np.where(counts == 0, np.nan, counts), num_resamples, level, seed)
     return WinRate(
-        bootstrap(mean, num_resamples, level, seed),
+        interval._replace(num_scored=int(there.sum()), num_missing=int((~there).sum())),
         _mean(abs(mean[there] - 0.5) < 1e-9),
         _mean(np.sign(forward - 0.5) != np.sign(backward - 0.5)),
         _mean((forward + 1 - backward) / 2),
     )
+
+
+def _numbers(groups: Sequence[int] | None, num_pairs: int) -> np.ndarray:
+    """The number of each pair's group, from 0, [pairs]."""
+    if groups is not None and len(groups) != num_pairs:
+        raise ValueError(f"{len(groups)} groups do not go with {num_pairs} pairs. Give one for each.")
+    return np.unique(np.arange(num_pairs) if groups is None else np.asarray(groups, np.int64), return_inverse=True)[1]
 
 
 def _mean(values: np.ndarray) -> float:
@@ -100,7 +115,12 @@ def _mean(values: np.ndarray) -> float:
 
 
 def length_controlled(
-    preferences: Values, first_lengths: Sequence[int], second_lengths: Sequence[int], level: float = 0.95, ridge: float = 0.01
+    preferences: Values,
+    first_lengths: Sequence[int],
+    second_lengths: Sequence[int],
+    level: float = 0.95,
+    ridge: float = 0.01,
+    groups: Sequence[int] | None = None,
 ) -> LengthControlled:
     """The win rate that a logistic regression on length predicts where lengths are equal.
 
@@ -117,6 +137,7 @@ def length_controlled(
       level: of the interval, which is the normal one of the log-odds (with the sandwich variance: a preference need not be 0 or 1). It is
         too narrow where one side wins nearly always.
       ridge: half of it times quality^2 + length^2 is added to the summed loss, so that a fit exists where one side always wins.
+      groups: see `win_rate`; the variance is then the cluster-robust one.
 
     Raises:
       ValueError: not two lengths for each pair; d is everywhere the same and not 0, so that length cannot be told from quality; a
@@ -125,6 +146,7 @@ def length_controlled(
     wins = scores(preferences)
     _check(wins, len(first_lengths), len(second_lengths), level, ridge)
     there = ~np.isnan(wins)
+    own = _numbers(groups, len(wins))[there]
     wins, longer = wins[there], (np.asarray(first_lengths, np.float64) - np.asarray(second_lengths, np.float64))[there]
     if not len(wins):
         return LengthControlled(np.nan, np.nan, np.nan, np.nan, np.nan, 0)
@@ -133,7 +155,7 @@ def length_controlled(
             f"Every first answer is {longer[0]:+g} long against its second: length cannot be told from quality. Give more pairs."
         )
     features = np.stack([np.ones(len(wins)), np.tanh(longer / (longer.std() or 1.0))], axis=1)
-    weights, variance = _logistic_regression(features, wins, ridge)
+    weights, variance = _logistic_regression(features, wins, ridge, own)
     low, high = (weights[0] + side * NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance[0, 0]) for side in (-1, 1))
     win, low, high = _logistic(np.array([weights[0], low, high])).tolist()
     return LengthControlled(win, low, high, float(weights[0]), float(weights[1]), len(wins))
@@ -150,7 +172,9 @@ def _check(wins: np.ndarray, num_first: int, num_second: int, level: float, ridg
         raise ValueError(f"A ridge of {ridge} at the level {level} fits nothing. Give a ridge above 0 and a level between 0 and 1.")
 
 
-def _logistic_regression(features: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+def _logistic_regression(
+    features: np.ndarray, targets: np.ndarray, ridge: float, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The weights [F] of the least loss, by Newton's method, and their sandwich variance [F, F].
 
     Steps are whole: from 0 none went too far in any of 40,000 drawn sets of pairs, all wins and lone outliers among them.
@@ -159,6 +183,7 @@ def _logistic_regression(features: np.ndarray, targets: np.ndarray, ridge: float
       features: [rows, F], from -1 to 1 or not much beyond.
       targets: [rows], from 0 to 1.
       ridge: above 0: there is one least loss.
+      groups: [rows], the number of a row's group; rows of one are not independent. None: each by itself.
     """
     weights = np.zeros(features.shape[1])
     for _ in range(STEPS):
@@ -170,6 +195,8 @@ def _logistic_regression(features: np.ndarray, targets: np.ndarray, ridge: float
         if abs(step).max() < 1e-9:
             break
     spread = features * (_logistic(features @ weights) - targets)[:, None]
+    if groups is not None:
+        spread = np.stack([np.bincount(groups, column) for column in spread.T], axis=1)
     inverse = np.linalg.inv(curvature)
     return weights, inverse @ (spread.T @ spread) @ inverse
 

@@ -158,7 +158,7 @@ def shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int, shard_bytes: in
 
 
 class Arrays:
-    """A model's parameters by the names of single layers, as numpy arrays."""
+    """A model's parameters, or its adapters, by the names of single layers, as numpy arrays."""
 
     def __init__(self, config: ModelConfig, params: Any):
         self._places = {}
@@ -167,6 +167,9 @@ class Arrays:
             singles = layers_of(name, config)
             for repeat, single in enumerate(singles):
                 self._places[single] = (leaf, None if single == name else repeat)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
 
     def __getitem__(self, name: str) -> np.ndarray:
         leaf, repeat = self._places[name]

@@ -60,6 +60,26 @@ def read_header(path: Path) -> dict[str, Tensor]:
       ValueError: a header that is too long, no JSON or holds a key twice; an unknown dtype; offsets that leave the file, overlap, leave
         gaps or do not fit dtype and shape; a file that was cut off.
     """
+    header, data = _header(path)
+    tensors = {name: _tensor(path, name, facts, data) for name, facts in header.items() if name != "__metadata__"}
+    _check_cover(path, tensors.values(), data, path.stat().st_size)
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself, {} if nothing.
+
+    Raises:
+      ValueError: a header that is too long, no JSON or holds a key twice; or something else than texts.
+    """
+    found = _header(path)[0].get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"{path}: its __metadata__ is not a table of texts. {DAMAGED}")
+    return found
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header as it stands, and where the data begin."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -72,10 +92,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: its header is not what the format asks for ({_short(error)}). {DAMAGED}") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path}: its header is a {type(header).__name__}, not a table of tensors. {DAMAGED}")
-    data = 8 + length
-    tensors = {name: _tensor(path, name, facts, data) for name, facts in header.items() if name != "__metadata__"}
-    _check_cover(path, tensors.values(), data, size)
-    return tensors
+    return header, 8 + length
 
 
 def _short(error: BaseException) -> str:
@@ -131,7 +148,13 @@ def mapped(tensor: Tensor) -> np.ndarray:
     return np.memmap(tensor.file, FLOATS[tensor.dtype], "r", tensor.start, tensor.shape)
 
 
-def write(path: Path, tensors: Mapping[str, tuple[int, ...]], dtype: str, arrays: Iterable[np.ndarray]) -> None:
+def write(
+    path: Path,
+    tensors: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    arrays: Iterable[np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a file and flushes it to the disk; one array is in memory at a time.
 
     Args:
@@ -139,8 +162,9 @@ def write(path: Path, tensors: Mapping[str, tuple[int, ...]], dtype: str, arrays
       tensors: name -> shape, in the order of `arrays`.
       dtype: a key of `CODES`, of all of them.
       arrays: the tensors themselves.
+      metadata: what the file says of itself.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks which framework's layout it is
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}  # transformers asks which framework's layout it is
     end = 0
     for name, shape in tensors.items():
         start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize

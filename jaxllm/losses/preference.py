@@ -16,7 +16,7 @@ class Pairs(NamedTuple):
     Attributes:
       chosen: float [B], log pi(y_w | x): the sum over the completion's tokens, the prompt's left out.
       rejected: float [B], log pi(y_l | x).
-      reference_chosen: float [B], the same under the reference policy; not read by losses that have none (see `LOSSES`).
+      reference_chosen: float [B], the same under the reference policy; losses that read none (see `LOSSES`) take any number.
       reference_rejected: float [B].
       chosen_lengths: [B], tokens summed in `chosen`.
       rejected_lengths: [B].
@@ -24,10 +24,10 @@ class Pairs(NamedTuple):
 
     chosen: jax.Array
     rejected: jax.Array
-    reference_chosen: jax.Array | float = 0.0
-    reference_rejected: jax.Array | float = 0.0
-    chosen_lengths: jax.Array | float = 1.0
-    rejected_lengths: jax.Array | float = 1.0
+    reference_chosen: jax.Array | float
+    reference_rejected: jax.Array | float
+    chosen_lengths: jax.Array
+    rejected_lengths: jax.Array
 
 
 REDUCTIONS = ("sum", "mean")
@@ -213,8 +213,8 @@ def preference(
     """
     check_choice("nll_over", nll_over, NLL_REDUCTIONS)
     pairs = Pairs(*(trained(field, weights) for field in pairs))
-    if not row.reference:
-        pairs = pairs._replace(reference_chosen=0.0, reference_rejected=0.0)
+    first, second = (jax.lax.stop_gradient(field) if row.reference else 0.0 for field in pairs[2:4])
+    pairs = pairs._replace(reference_chosen=first, reference_rejected=second)
     terms = {"preference": Term(weighted_sum(row.loss(pairs, **options), weights))}
     if coefficient := row.nll if nll is None else nll:
         each = pairs.chosen / jnp.maximum(pairs.chosen_lengths, 1) if nll_over == "sequence" else pairs.chosen

@@ -74,7 +74,7 @@ def unpaired(
       terms: "preference".
       report: "reward_desirable" and "reward_undesirable", beta * log-ratio; totals of all in `unpaired_totals`.
     """
-    ratios = trained(log_probs, weights) - trained(reference, weights)
+    ratios = trained(log_probs, weights) - jax.lax.stop_gradient(trained(reference, weights))
     rewards = options.get("beta", 0.1) * jax.lax.stop_gradient(ratios)
     return {"preference": Term(weighted_sum(loss(ratios, desirable, baseline, **options), weights))}, {
         "reward_desirable": weighted_sum(rewards, weights * desirable),

@@ -9,6 +9,7 @@ from jaxllm.models.tokens import Tokens
 from jaxllm.ops import quantize
 
 COLLECTION = "adapters"  # Flax's name for the second tree
+LAST = "last"  # where layers of the base are replaced, see `last_layers`
 Params = dict[str, Any]
 
 
@@ -56,7 +57,21 @@ def split(params: "Params | Adapted") -> tuple[Params, Params]:
 def variables(params: "Params | Adapted") -> dict[str, Params]:
     """What Flax's `apply` is given: without adapters, the parameters alone."""
     base, adapters = split(params)
+    if LAST in adapters:
+        base, adapters = adapters[LAST].opened(base), {name: tree for name, tree in adapters.items() if name != LAST}
     return {"params": base, COLLECTION: adapters} if adapters else {"params": base}
+
+
+def stem(params: "Params | Adapted") -> Params:
+    """The parameters as they are used outside of the layers."""
+    base, adapters = split(params)
+    return adapters[LAST].stem(base) if LAST in adapters else base
+
+
+def repeats(params: "Params | Adapted") -> int | None:
+    """How many repetitions of the layers' pattern are still a stack; None: as many as the model has."""
+    base, adapters = split(params)
+    return adapters[LAST].repeats(base["layers"]) if LAST in adapters else None
 
 
 def told(params: "Params | Adapted", tokens: Tokens, ids: jax.Array, adapter: jax.Array | None, vocab_size: int) -> Tokens:

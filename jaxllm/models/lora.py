@@ -3,10 +3,9 @@
 import dataclasses
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,6 @@ from jaxllm.models.method import Peft, Site, chosen, nested
 from jaxllm.models.tokens import Tokens
 from jaxllm.ops.dropout import drop_channels, token_codes
 from jaxllm.ops.products import project
-from jaxllm.parallel import rules
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("scale", "dropout"))
@@ -115,77 +113,6 @@ class Dora(Lora):
         return {**params, "kernel": (ratio * (kernel.astype(jnp.float32) + self.change())).astype(kernel.dtype)}
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("a", "b", "scales"), meta_fields=())
-@dataclass(frozen=True)
-class Stack(Adapter):
-    """Several LoRAs over one base; each row of a batch goes through its own, number `Tokens.adapter`, and a negative number through none.
-
-    Attributes:
-      a: [adapters, inputs..., r].
-      b: [adapters, r, outputs...].
-      scales: [adapters].
-    """
-
-    a: jax.Array
-    b: jax.Array
-    scales: jax.Array
-
-    @property
-    def num_stacked(self) -> int:
-        """How many there are."""
-        return self.scales.shape[-1]
-
-    def product(self, y: jax.Array, x: jax.Array, dense: Any, kernel: Any, tokens: Tokens | None) -> jax.Array:
-        """See `Adapter.product`."""
-        num_inputs, dtype, row = self.a.ndim - 2, dense.compute.dtype, dense.equation[0]
-        first = jnp.zeros(x.shape[0], jnp.int32)
-        index = first if tokens is None or tokens.adapter is None else tokens.adapter
-        down, up = (equation.replace(",", f",{row}") for equation in thin(dense.equation))
-        a = weight(self.a, (None, *dense.axes[:num_inputs], "rank"), dtype)
-        b = weight(self.b, (None, "rank", *dense.axes[num_inputs:]), dtype)
-        found = jnp.einsum(up, jnp.einsum(down, x, jnp.take(a, index, 0, mode="clip")), jnp.take(b, index, 0, mode="clip"))
-        scale = jnp.where(index < 0, 0, jnp.take(self.scales, index, mode="clip")).astype(dtype)
-        return y + scale.reshape(-1, *(1,) * (y.ndim - 1)) * found
-
-
-def stack(adapters: Sequence[Params]) -> Params:
-    """Several trees of LoRAs, of any ranks and targets, as one tree whose rows choose: number i is `adapters[i]`.
-
-    Raises:
-      ValueError: something else than a LoRA without a magnitude is among them.
-    """
-    flat = [_loras(tree) for tree in adapters]
-    found = {}
-    for path in sorted(set().union(*flat)):
-        here = [tree.get(path) for tree in flat]
-        like = next(one for one in here if one is not None)
-        rank, at = max(one.a.shape[-1] for one in here if one is not None), 1 if "scanned" in path else 0
-        padded = [_padded(one, like, rank, at) for one in here]
-        a, b = (jnp.stack([pair[i] for pair in padded], at) for i in range(2))
-        scales = jnp.array([0.0 if one is None else one.scale for one in here])
-        found[path] = Stack(a, b, jnp.broadcast_to(scales, (*a.shape[:at], len(here))))
-    return nested(found)
-
-
-def _loras(tree: Params) -> dict[tuple[str, ...], Lora]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Adapter))
-    flat = {tuple(rules.path_name(path).split("/")): found for path, found in leaves}
-    for path, found in flat.items():
-        if type(found) is not Lora:
-            raise ValueError(f"{'/'.join(path)} is of kind {type(found).__name__}. Only adapters of lora and rslora can be stacked.")
-    return flat
-
-
-def _padded(one: Lora | None, like: Lora, rank: int, at: int) -> tuple[jax.Array, jax.Array]:
-    """A and B with as many ranks; where there is no LoRA, zeros: nothing is added."""
-    a, b = (jnp.zeros_like(like.a), jnp.zeros_like(like.b)) if one is None else (one.a, one.b)
-    more = rank - a.shape[-1]
-    return (
-        jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)]),
-        jnp.pad(b, [(0, more if dim == at else 0) for dim in range(b.ndim)]),
-    )
-
-
 @dataclass(frozen=True)
 class LoraMethod(Peft):
     """LoRA.
@@ -196,6 +123,8 @@ class LoraMethod(Peft):
       dropout: probability with which an element of x is left out of x A.
       targets: names of linear layers; None: all.
     """
+
+    KEY: ClassVar[str] = "lora"  # of its adapters in the tree
 
     rank: int = 8
     alpha: float = 8.0
@@ -220,12 +149,12 @@ class LoraMethod(Peft):
         for name, site in chosen(self.model, self.targets).items():
             key = jax.random.fold_in(rng, zlib.crc32(name.encode()))
             kernel = base[site.path[0]][name]["kernel"]
-            found[(*site.path, "lora")] = self.entry(*self._drawn(key, site), kernel, site)
+            found[(*site.path, self.KEY)] = self.entry(*self._drawn(key, site), kernel, site)
         return nested(found)
 
     def layer_axes(self) -> Params:
         """See `Peft.layer_axes`."""
-        return nested({(*site.path, "lora"): self.entry_axes(site) for site in chosen(self.model, self.targets).values()})
+        return nested({(*site.path, self.KEY): self.entry_axes(site) for site in chosen(self.model, self.targets).values()})
 
     def entry(self, a: jax.Array, b: jax.Array, kernel: Any, site: Site) -> Any:
         """The adapter of one Dense."""
@@ -255,6 +184,8 @@ class RsloraMethod(LoraMethod):
 @dataclass(frozen=True)
 class DoraMethod(LoraMethod):
     """Weight-decomposed LoRA (arXiv 2402.09353): a magnitude for every output, at first that of the base's weights."""
+
+    KEY: ClassVar[str] = "dora"
 
     def entry(self, a: jax.Array, b: jax.Array, kernel: Any, site: Site) -> Any:
         """See `LoraMethod.entry`."""

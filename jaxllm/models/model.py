@@ -130,7 +130,7 @@ class Model:
           rng: a key for dropout; None means no dropout.
           rows: int32 [B], the rows' indices in the global batch; None: 0..B-1. Dropout depends on them, on segments and on positions, and
             not on the place in `tokens`.
-          adapter: int32 [B], which of several stacked adapters each row goes through, see `lora.stack`; None: the first.
+          adapter: int32 [B], which of several stacked adapters each row goes through, see `stacks.stack`; None: the first.
 
         Returns:
           [B, T, D] after the final norm, in `dtype`.
@@ -146,7 +146,7 @@ class Model:
             rows = jnp.arange(B, dtype=jnp.int32)
         context = Tokens(positions=positions, segments=segments, prefix=prefix, rows=rows, rng=rng)
         context = adapted.told(params, context, tokens, adapter, self.config.vocab_size)
-        return self._module(kind).apply(adapted.variables(params), tokens, context)[0]
+        return self._module(kind, adapted.repeats(params)).apply(adapted.variables(params), tokens, context)[0]
 
     def init_cache(self, batch: int, length: int, *, chunk: int = 1, page: int = 0, num_pages: int = 0) -> caches.Cache:
         """An empty cache for `batch` rows of at most `length` tokens; see `cache.empty_cache` for the rest."""
@@ -203,7 +203,7 @@ class Model:
         )
         context = adapted.told(params, context, tokens, cache.adapter, self.config.vocab_size)
         compute = dataclasses.replace(self._compute(kind), fresh=fresh)
-        module = transformer(self.config, compute, "none", self.scan_layers)
+        module = transformer(self.config, compute, "none", self.scan_layers, adapted.repeats(params))
         hidden, layers = module.apply(adapted.variables(params), tokens, context, cache.layers)
         after = cache._replace(layers=layers, lengths=cache.lengths + counts)
         if length is not None:
@@ -253,11 +253,11 @@ class Model:
     def _compute(self, kind: str) -> Compute:
         return Compute(self.dtype, self.param_dtype, self.attention, self.context, kind, regather=self.remat == "none")
 
-    def _module(self, kind: str) -> Stem:
-        return transformer(self.config, self._compute(kind), self.remat, self.scan_layers)
+    def _module(self, kind: str, repeats: int | None) -> Stem:
+        return transformer(self.config, self._compute(kind), self.remat, self.scan_layers, repeats)
 
     def _vocabulary(self, params: Params | Adapted) -> tuple[jax.Array, rules.LogicalAxes, str]:
-        base, _ = adapted.split(params)
+        base = adapted.stem(params)
         if self.config.tied_embeddings:
             return base["embedding"]["tokens"], AXES["embedding/tokens"], "...d,vd->...v"
         return base["head"]["kernel"], AXES["head/kernel"], "...d,dv->...v"

@@ -18,4 +18,4 @@ class Tokens(NamedTuple):
     rng: jax.Array | None = None  # None: no dropout; inside a block it is the layer's own
     adapter: jax.Array | None = None  # int32 [B], which of several stacked adapters each row goes through; only where the base is adapted
     soft: jax.Array | None = None  # int32 [B, T], the soft tokens' numbers, negative for words; only where the base is adapted
-    inner: jax.Array | None = None  # float32 [P, M], what all layers' prefixes are made of, see `soft_prompts.Prefix`
+    inner: jax.Array | None = None  # float32 [P, M], what all layers' prefixes are made of, see `prefixes.Prefix`

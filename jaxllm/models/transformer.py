@@ -115,33 +115,43 @@ class Pattern(nn.Module):
 
 
 class Blocks(nn.Module):
-    """All L blocks. Parameters: {"scanned": {place: stacked}, "<layer>": one of the remainder}, or {"<layer>": ...} for every layer."""
+    """All L blocks. Parameters: {"scanned": {place: stacked}, "<layer>": one of the remainder}, or {"<layer>": ...} for every layer.
+
+    Attributes:
+      repeats: how many repetitions of the pattern are stacked where layers are; None: all. The cache is always that of all of them.
+    """
 
     config: ModelConfig
     compute: Compute
     remat: str
     scan_layers: bool
+    repeats: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, caches: Layers | None, tokens: Tokens) -> tuple[jax.Array, Layers | None]:
         config = self.config
-        written: Layers = {}
-        if self.scan_layers and config.num_repeats:
-            repeats = jnp.arange(config.num_repeats)
+        written: Layers = {name: dict(layer) if name == "scanned" else layer for name, layer in (caches or {}).items()}
+        stacked = config.num_repeats if self.repeats is None else self.repeats
+        if self.scan_layers and stacked:
             scan = nn.scan(
                 Pattern,
                 variable_axes={"params": 0, COLLECTION: 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
-                length=config.num_repeats,
+                length=stacked,
             )
-            stacked = None if caches is None else caches["scanned"]
-            (x, written["scanned"]), _ = scan(config, self.compute, self.remat, name="scanned")((x, stacked), repeats, tokens)
+            carried = (x, written.get("scanned"))
+            (x, written["scanned"]), _ = scan(config, self.compute, self.remat, name="scanned")(carried, jnp.arange(stacked), tokens)
         block = rematerialized(Block, self.remat, scanned=False)
-        for layer in config.remainder if self.scan_layers else range(config.num_layers):
-            entry = None if caches is None else Entry(caches[str(layer)])
+        for layer in range(stacked * len(config.layer_pattern) if self.scan_layers else 0, config.num_layers):
+            row, place = divmod(layer, len(config.layer_pattern))
+            among = self.scan_layers and row < config.num_repeats  # its cache lies in the stack
+            held: Layers = written["scanned"] if among and caches is not None else written
+            name = str(place) if among else str(layer)
+            entry = None if caches is None else Entry(held[name], (jnp.int32(row),) if among else ())
             x, entry = block(config, self.compute, config.layer_kind(layer), name=str(layer))(x, layer, entry, tokens)
-            written[str(layer)] = None if entry is None else entry.layer
+            if entry is not None:
+                held[name] = entry.layer
         return x, None if caches is None else written
 
 
@@ -180,6 +190,6 @@ class Stem(nn.Module):
         return x, caches
 
 
-def transformer(config: ModelConfig, compute: Compute, remat: str, scan_layers: bool) -> Stem:
+def transformer(config: ModelConfig, compute: Compute, remat: str, scan_layers: bool, repeats: int | None = None) -> Stem:
     """The whole decoder as one module: `apply({"params": params}, tokens, context, caches) -> (hidden [B, T, D], caches)`."""
-    return Stem(config, compute, Blocks(config, compute, remat, scan_layers))
+    return Stem(config, compute, Blocks(config, compute, remat, scan_layers, repeats))

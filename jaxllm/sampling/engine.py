@@ -20,7 +20,7 @@ class Request(NamedTuple):
     prompt: np.ndarray  # int32 [n], at least one token
     ids: tuple[int, ...]  # what names each sample's noise: a draw depends on (rng, id, position) alone
     max_new_tokens: int
-    adapter: int = 0  # which of several stacked adapters the row goes through (`models.lora.stack`); -1: the base alone
+    adapter: int = 0  # which of several stacked adapters the row goes through (`models.stacks.stack`); -1: the base alone
 
 
 class Finished(NamedTuple):

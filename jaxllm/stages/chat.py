@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllm.data.chat import ASSISTANT, Dialogue, Message, Template, encode_prompt
+from jaxllm.data.chat import encode_prompt
+from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, Template
 from jaxllm.data.templates import TEMPLATES
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.parallel import hosts

@@ -95,8 +95,8 @@ def heading(run: Sequence[Token]) -> str:
     trained = [token.weight for token in run if token.weight]
     weights = sorted(set(trained))
     how = f", weights {', '.join(f'{w:g}' for w in weights)}" if weights not in ([], [1.0]) else ""
-    who = run[0].role or ("outside of messages" if run[0].turn < 0 else f"message {run[0].turn + 1}")
-    spoken = f"{who}, " if run[0].role or run[0].turn >= 0 else ""
+    who = run[0].role or (f"message {run[0].turn + 1}" if run[0].turn >= 0 else "")
+    spoken = f"{who}, " if who else ""
     where = f"positions {places[0]} to {places[-1]}, " if places else ""
     return f"segment {run[0].segment}, {spoken}{where}{len(trained)} of {len(run)} tokens trained on{how}"
 
@@ -109,7 +109,7 @@ def colour(token: Token) -> str:
 def show_row(row: Row, tokenizer: Tokenizer, roles: Roles | None = None) -> Text:
     """A row for the terminal: a heading for every message (or document), its tokens in the colour of who speaks.
 
-    What is trained on is reversed (every second token underlined, so that the edges show); what is not is plain.
+    What is trained on stands in ⟦ ⟧ and is reversed; every second token is underlined, so that the edges show.
 
     Args:
       row, tokenizer, roles: see `tokens_of`.
@@ -118,9 +118,11 @@ def show_row(row: Row, tokenizer: Tokenizer, roles: Roles | None = None) -> Text
     for run in runs(tokens):
         shown.append(f"── {heading(run)}\n", style="dim")
         for i, token in enumerate(run):
+            opens = bool(token.weight) and not (i and run[i - 1].weight)
+            closes = bool(token.weight) and not (i + 1 < len(run) and run[i + 1].weight)
             style = f"{colour(token)}{' reverse' if token.weight else ''}{' underline' if i % 2 else ''}"
             text = token.text.replace("\n", f"{NEW_LINE}\n")
-            shown.append(f"→{text}" if token.predicted else text, style=style)
+            shown.append("⟦" * opens).append(f"→{text}" if token.predicted else text, style=style).append("⟧" * closes)
         shown.append("\n")
     return shown.append(f"── {summary(row, tokens)}\n", style="dim")
 

@@ -113,10 +113,13 @@ def verdict(run: Path, page: str, killed_at: int | None, seconds: float) -> int:
     first, last = evals[0], evals[-1]
     spent = goodput(read_jsonl(run / "goodput.jsonl"))
     better = last["bits_per_byte"] < baselines["unigram_bits_per_byte"]
+    sums = [record for record in read_jsonl(run / "evals.jsonl") if record["name"] == "arithmetic"]
+    asked = [f"{record['exact_match']:.2f} of {record['rows']:.0f} right at step {record['step']}" for record in sums]
     print(
         f"held-out bits per byte: {first['bits_per_byte']:.3f} at step {first['step']},"
         f" {last['bits_per_byte']:.3f} at step {last['step']}"
         f" (unigram baseline {baselines['unigram_bits_per_byte']:.3f})\n"
+        f"sums, which nobody taught it: {', '.join(asked) or 'not asked'}\n"
         f"restarts: {spent['restarts']}; steps taken again: {max(0.0, spent['lost_seconds']):.1f} s of work\n"
         f"{seconds:.0f} s in all on {os.cpu_count()} cores. Open {page}",
         file=sys.stderr,

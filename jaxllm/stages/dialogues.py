@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxllm.data.conversations import Reading
+from jaxllm.data.conversations import FORMATS, Reading
 from jaxllm.data.example_rows import ExampleEvalReader, ExampleReader
 from jaxllm.data.examples import Example, Examples
 from jaxllm.data.held_out import hold_out
@@ -207,9 +207,7 @@ def open_dialogues(
 
 def sources_of(entries: Sequence[Any], key: str, taken: Sequence[str] = ()) -> list[Source]:
     """The sources of a list; `format` there is that of dialogues."""
-    formats = [dict(entry).get("format") for entry in entries]
-    bare = [{name: value for name, value in dict(entry).items() if name != "format"} for entry in entries]
-    return [Source(s.name, s.path, form, s.field, s.weight) for s, form in zip(make_sources(bare, key, taken), formats, strict=True)]
+    return make_sources(entries, key, taken, formats=FORMATS)
 
 
 def reading_of(config: ConfigDict, source: Source) -> Reading:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxllm.data import natural_instructions
-from jaxllm.data.chat import Dialogue, Encoded, Template, WrongDialogue, each_answer, encode_batch
+from jaxllm.data.chat import Encoded, encode_batch
 from jaxllm.data.conversations import Reading, Tally, check_share, records
+from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, Template, WrongDialogue, each_answer
 from jaxllm.data.examples import Examples, ExampleStore, open_examples, write_examples
 from jaxllm.data.held_out import Part
 from jaxllm.data.making import Say
@@ -25,8 +26,10 @@ from jaxllm.data.prepared import default_root
 from jaxllm.data.sources import Source, list_files
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.stages.prepare import locked
+from jaxllm.tasks.catalog import open_task
 
 VERSION = 1  # raise it whenever the same files would give other examples
+TASK, MADE, TRAIN_SEED = "task:", 20_000, 1  # of tasks that make their rows: how many, and from which seed
 TOGETHER = 512  # dialogues encoded at a time
 HELD, REFUSED = "held_out.npy", "refused.jsonl"
 
@@ -120,8 +123,10 @@ def open_source(source: Source, reading: Reading, encoding: Encoding, rules: Rul
 
 def fingerprint(source: Source, reading: Reading, encoding: Encoding, rules: Rules) -> str:
     """Changes when the examples would."""
-    files, _ = list_files(dataclasses.replace(source, format=None), SUFFIXES)
-    of_files = [(file.name, file.size, file.stamp, file.format, file.compression) for file in files]
+    of_files: list[Any] = [source.path]
+    if not source.path.startswith(TASK) or "=" in source.path:
+        files, _ = list_files(dataclasses.replace(source, format=None, path=source.path.rpartition("=")[2]), SUFFIXES)
+        of_files = [(file.name, file.size, file.stamp, file.format, file.compression) for file in files]
     how = (encoding.identity, encoding.tokenizer.fingerprint, encoding.loss, encoding.each_answer)
     said = json.dumps([VERSION, of_files, dataclasses.astuple(reading), how, rules])
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
@@ -205,10 +210,27 @@ def _checked(examples: Iterator[Encoded], kept: _Kept, notes: dict[str, Any]) ->
 
 def _batches(source: Source, reading: Reading, tally: Tally, tick: Any) -> Iterator[list[tuple[tuple[str, str] | None, Dialogue]]]:
     """(task, dialogue) of a source in their order, some hundreds at a time."""
-    found = ((task_of(record, dialogues), one) for record, dialogues in records(source, reading, tally) for one in dialogues)
+    of_source = of_task(source, tally) if source.path.startswith(TASK) else records(source, reading, tally)
+    found = ((task_of(record, dialogues), one) for record, dialogues in of_source for one in dialogues)
     while batch := list(itertools.islice(found, TOGETHER)):
         tick(len(batch))
         yield batch
+
+
+def of_task(source: Source, tally: Tally) -> Iterator[tuple[Mapping[str, Any], list[Dialogue]]]:
+    """The rows of `task:NAME`, which makes them, or `task:NAME=FILE`: each as its prompt and a right answer.
+
+    Raises:
+      ValueError: an unknown task, or wrong rows.
+    """
+    name, _, path = source.path.removeprefix(TASK).partition("=")
+    task, rows = open_task(name, [path] if path else [], count=MADE, seed=TRAIN_SEED, part="train")
+    for number, row in enumerate(rows, 1):
+        tally.records += 1
+        tally.dialogues += 1
+        tally.formats[("task", (name,))] += 1
+        messages = Message("user", task.prompt(row)), Message(ASSISTANT, task.target(row).strip())
+        yield {}, [Dialogue(messages, where=f"{source.path}:{number}")]
 
 
 def task_of(record: Mapping[str, Any], found: Sequence[Dialogue]) -> tuple[str, str] | None:

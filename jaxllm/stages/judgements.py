@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.data.chat import Dialogue, Encoded, WrongDialogue
+from jaxllm.data.chat import Encoded
 from jaxllm.data.comparisons import Judged, Reading, Tally, records
 from jaxllm.data.conversations import check_share
+from jaxllm.data.dialogues import Dialogue, WrongDialogue
 from jaxllm.data.groups import Chosen, Group, Groups, GroupStore, is_whole, open_groups, write_groups
 from jaxllm.data.making import Say
 from jaxllm.data.objects import SUFFIXES

@@ -31,21 +31,41 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
 
 
 def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, guides: Mapping[str, float] | None = None, log: bool = False
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    label: str,
+    guides: Mapping[str, float] | None = None,
+    log: bool = False,
+    intervals: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> str:
-    """One picture (SVG) of several curves over steps, with horizontal guide lines."""
+    """One picture (SVG) of several curves over steps, with horizontal guide lines, and error bars from low to high of some series."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, (steps, values) in series.items():
-        axes.plot(steps, values, marker="." if len(steps) < 40 else None, label=name, linewidth=1.4)
+        (line,) = axes.plot(steps, values, marker="." if len(steps) < 40 else None, label=name, linewidth=1.4)
+        if intervals and name in intervals:
+            axes.vlines(steps, *intervals[name], color=line.get_color(), linewidth=1, alpha=0.6)
     for name, value in (guides or {}).items():
         axes.axhline(value, linestyle="--", linewidth=1, color="grey", label=name)
     axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
     axes.grid(alpha=0.3)
     if len(series) + len(guides or {}) > 1:
         axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def dots(scores: Mapping[str, tuple[float, float, float]], label: str) -> str:
+    """One picture (SVG) of scores from 0 to 1, one below the other, with error bars: name -> (score, low, high)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.0 + 0.3 * len(scores)), layout="constrained")
+    axes, places = figure.subplots(), range(len(scores))
+    middles, lows, highs = zip(*scores.values(), strict=True)
+    axes.hlines(places, lows, highs, linewidth=2, alpha=0.6)
+    axes.plot(middles, places, "o", markersize=5)
+    axes.set(xlim=(-0.02, 1.02), xlabel=label, yticks=list(places), yticklabels=list(scores), ylim=(len(scores) - 0.5, -0.5))
+    axes.grid(alpha=0.3)
     return _svg(figure)
 
 

@@ -1,8 +1,7 @@
 """Pretraining: token files -> a language model that predicts the next token."""
 
-import functools
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jaxllm.models.model import Model
 from jaxllm.stages import door, inputs, setup, train
 from jaxllm.stages.dialogues import open_dialogues
 from jaxllm.stages.mixed import MixedData
-from jaxllm.stages.recipe import Data, Objective, Recipe
+from jaxllm.stages.recipe import Data, Objective, Recipe, Scorer
 
 OBJECTIVES = ("causal",)  # prefix, masked and span objectives come with their rows
 
@@ -50,7 +49,8 @@ def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Scorer:
             "bytes": jnp.sum(weights * sizes[batch["targets"]]),
         }
 
-    return functools.partial(perplexity, jax.jit(sums))
+    compiled = jax.jit(sums)
+    return lambda params, frozen, batches: perplexity(compiled, params, batches)
 
 
 def open_data(config: ConfigDict) -> Data:

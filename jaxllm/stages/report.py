@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from jaxllm.stages import figures
 from jaxllm.stages.page import curves, table, write
 from jaxllm.training.goodput import goodput
 
@@ -22,9 +23,6 @@ def read_jsonl(path: os.PathLike | str) -> list[dict[str, Any]]:
         except ValueError:  # half a line, or half a character
             continue
     return records
-
-
-METRICS = ("accuracy", "accuracy_norm", "exact_match", "pass@1", "rougeL", "byte_perplexity")  # of tasks, in its tables
 
 
 def points(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -53,7 +51,9 @@ def goodput_rows(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, 
 def section(workdir: epath.Path) -> str:
     """One run: what it was, its curves, its scores, its samples, its time."""
     config = json.loads((workdir / "config.json").read_bytes()) if (workdir / "config.json").exists() else {}
-    metrics, evals = read_jsonl(workdir / "metrics.jsonl"), [r for r in read_jsonl(workdir / "evals.jsonl") if "row" not in r]
+    metrics, evals = read_jsonl(workdir / "metrics.jsonl"), [r for r in read_jsonl(workdir / "evals.jsonl") if "/" not in r["name"]]
+    judged, asked = figures.judged(evals), figures.task_records(evals)
+    evals = [r for r in evals if r not in judged and not any(r in own for own in asked.values())]
     guides = config.get("baselines", {})
     parts = [f"<h2>{html.escape(workdir.name)}</h2>"]
     if metrics:
@@ -74,10 +74,9 @@ def section(workdir: epath.Path) -> str:
         evals = [r for r in evals if r["name"] != "epochs"]
     if evals:
         last = {r["name"]: r for r in evals}
-        keys = [
-            k for k in ("step", "loss", "perplexity", "bits_per_byte", "tokens", *METRICS, "rows") if any(k in r for r in last.values())
-        ]
+        keys = [k for k in ("step", "loss", "perplexity", "bits_per_byte", "tokens") if any(k in r for r in last.values())]
         parts += ["<h3>Evaluation</h3>", table([[name, *(r.get(k, "") for k in keys)] for name, r in last.items()], ["set", *keys])]
+    parts += figures.tasks(asked) + figures.judges(judged)
     samples = read_jsonl(workdir / "samples.jsonl")
     if samples:
         blocks = [f'<pre><span class="prompt">{html.escape(r["prompt"])}</span>{html.escape(r["text"])}</pre>' for r in samples[-6:]]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from jaxllm.data.chat import Template
+from jaxllm.data.dialogues import Template
 from jaxllm.data.jinja_templates import jinja_template
 from jaxllm.data.templates import TEMPLATES, template_named
 from jaxllm.data.tokenizer_kinds import Tokenizer

@@ -51,10 +51,6 @@ class Tuned(NamedTuple):
         params = own if self.method is None else Adapted(frozen["base"], own)
         return params if self.beside.head is None else heads.joined(params, trained[heads.NAME])
 
-    def reference(self, frozen: Any) -> Any:
-        """The parameters of the policy that the run started from."""
-        return frozen["reference"] if self.method is None else frozen["base"]
-
     def with_head(self, config: ConfigDict, own: Any) -> Any:
         """What is trained of the model itself, and a fresh head beside it where there is one."""
         if self.beside.head is None:

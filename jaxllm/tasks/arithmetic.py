@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from jaxllm.tasks.task import Generation, Row, Scores, WrongRow
 
+PARTS = ("train", "test")
 SIGNS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 
@@ -28,13 +30,26 @@ class Arithmetic(Generation):
     FIELDS = (("question", "answer"),)
     BETWEEN = "\n"
 
-    def made(self, count: int, seed: int = 0) -> Iterator[Row]:
-        """Rows: a pure function of (seed, number of the row)."""
+    def made(self, count: int, seed: int = 0, part: str = "test") -> Iterator[Row]:
+        """Rows: a pure function of (seed, number of the row, part).
+
+        Args:
+          count: how many.
+          seed: of the draws.
+          part: "test", a fifth of all questions, or "train", the others: no question is in both, whatever the seeds.
+        """
+        assert part in PARTS, part
         for number in range(count):
             stream = np.random.default_rng((seed, number))
-            a, b = (int(stream.integers(10 ** int(stream.integers(1, self.digits + 1)))) for _ in range(2))
-            sign = self.signs[int(stream.integers(len(self.signs)))]
-            yield {"question": f"{a} {sign} {b} =", "answer": str(SIGNS[sign](a, b))}
+            question, answer = self._drawn(stream)
+            while (zlib.crc32(question.encode()) % 5 == 0) != (part == "test"):
+                question, answer = self._drawn(stream)
+            yield {"question": question, "answer": answer}
+
+    def _drawn(self, stream: np.random.Generator) -> tuple[str, str]:
+        a, b = (int(stream.integers(10 ** int(stream.integers(1, self.digits + 1)))) for _ in range(2))
+        sign = self.signs[int(stream.integers(len(self.signs)))]
+        return f"{a} {sign} {b} =", str(SIGNS[sign](a, b))
 
     def normal(self, row: Row) -> Row:
         """See `Task.normal`."""

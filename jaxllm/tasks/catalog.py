@@ -31,6 +31,10 @@ class Entry(NamedTuple):
     parts: bool = False  # the task is published in many files, all of which are read
 
 
+class NoFile(ValueError):
+    """There is no file of a task where it was looked for."""
+
+
 BIG_BENCH = ("bigbench_[!dor]*", "task")
 TASKS: dict[str, Entry] = {
     "arithmetic": Entry(Arithmetic(), "sums and differences, made here"),
@@ -90,7 +94,8 @@ def find_files(name: str, folder: str) -> list[str]:
     """The files under a folder whose names are this task's, of the first pattern that has any.
 
     Raises:
-      ValueError: none, or several of a task that is one file.
+      NoFile: none.
+      ValueError: several of a task that is one file.
     """
     found = entry(name)
     names = sorted(os.path.join(place, file) for place, _, files in os.walk(folder) for file in files if _suffix(file) in SUFFIXES)
@@ -102,7 +107,7 @@ def find_files(name: str, folder: str) -> list[str]:
             raise ValueError(f"Several files of task {name!r}: {', '.join(matching)}. Name the one to ask: {name}=FILE.")
         if matching:
             return matching
-    raise ValueError(f"No file of task {name!r} under {folder!r} (looked for {' or '.join(found.files)}). Give it: {name}=FILE.")
+    raise NoFile(f"No file of task {name!r} under {folder!r} (looked for {' or '.join(found.files)}). Give it: {name}=FILE.")
 
 
 def _stem(path: str) -> str:
@@ -113,7 +118,7 @@ def _suffix(name: str) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def open_task(name: str, paths: Sequence[str], *, count: int | None = None, seed: int = 0) -> tuple[Task, list[Row]]:
+def open_task(name: str, paths: Sequence[str], *, count: int | None = None, seed: int = 0, part: str = "test") -> tuple[Task, list[Row]]:
     """A task and its rows in its own form.
 
     Args:
@@ -121,13 +126,14 @@ def open_task(name: str, paths: Sequence[str], *, count: int | None = None, seed
       paths: its files; a task that makes its rows needs none.
       count: of rows that are made.
       seed: of rows that are made.
+      part: of rows that are made: "test", or "train", which has none of those.
 
     Raises:
       ValueError: an unknown task, no files, a wrong row, or no row at all.
     """
     found = entry(name)
     if isinstance(found.task, Arithmetic) and not paths:
-        return found.task, normal_rows(found.task, found.task.made(count or MADE, seed), name)
+        return found.task, normal_rows(found.task, found.task.made(count or MADE, seed, part), name)
     if not paths:
         raise ValueError(f"Task {name!r} needs a file of rows. Give {name}=FILE, or a folder to look in with tasks.path.")
     task, rows = found.task, list[Row]()

@@ -36,6 +36,10 @@ class BBH(Generation):
         """The answer in the words of the published prompts."""
         return f"So the answer is {row['target']}." if self.chain_of_thought else " " + row["target"]
 
+    def material(self, row: Row) -> str:
+        """The question and its answer, without the published prompt that all rows share."""
+        return f"{row['input']} {row['target']}"
+
     def score(self, row: Row, answer: str) -> Scores:
         """See `Generation.score`."""
         found = re.findall(r"(?<=the answer is )(.*?)(?=\.?(?:\n|$))", answer.strip())

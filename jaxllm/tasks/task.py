@@ -67,6 +67,10 @@ class Task:
         parts += [self.prompt(row) + self.BEFORE_ANSWER + self.target(row) for row in examples]
         return "".join(part + self.BETWEEN for part in parts)
 
+    def material(self, row: Row) -> str:
+        """What a model has to have read to know the row before it is asked: the question and a right answer."""
+        return self.prompt(row) + self.BEFORE_ANSWER + self.target(row)
+
     def kept(self, row: Row) -> dict[str, Any]:
         """What a record of evals.jsonl says of the row beside the answer and the scores."""
         return {"target": self.target(row)}
@@ -76,7 +80,7 @@ class Task:
 class Choice(Task):
     """Several continuations, of which the model should find one likeliest.
 
-    The metrics are lm-evaluation-harness's: `accuracy` by the sum of log-probabilities, `accuracy_norm` by the sum per byte of the choice.
+    The metrics are lm-evaluation-harness's: `accuracy` by the sum of log-probabilities, `accuracy_norm` by the sum per character of the choice.
     """
 
     FIELDS: ClassVar[Fields] = (("query", "choices", "gold"),)
@@ -108,10 +112,10 @@ class Choice(Task):
         Args:
           row: a normal one.
           log_probs: of each choice, nats, summed over its tokens.
-          sizes: bytes of each choice, without `BEFORE_ANSWER`.
+          sizes: characters of each choice, without `BEFORE_ANSWER`.
         """
-        per_byte = [total / max(size, 1) for total, size in zip(log_probs, sizes, strict=True)]
-        return {name: float(first_best(x) == row["gold"]) for name, x in (("accuracy", log_probs), ("accuracy_norm", per_byte))}
+        normed = [total / max(size, 1) for total, size in zip(log_probs, sizes, strict=True)]
+        return {name: float(first_best(x) == row["gold"]) for name, x in (("accuracy", log_probs), ("accuracy_norm", normed))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jaxllm.training.throughput import mfu
 
 SUMS = ("tokens", "skipped")  # added up over the steps of a record
 LATEST = ("learning_rate",)  # like every integer: the last step's value
+AFTERWARDS = {"stage": "evaluate"}  # what tells a record of `jaxllm evaluate` from those that training made in the same evals.jsonl
 WAITING = ("data",)  # hidden behind the device's work unless that had run dry
 
 
@@ -119,9 +120,10 @@ class Writer:
         return any(at == step for at, _ in self.eval_history(name))
 
     def eval_history(self, name: str) -> list[tuple[int, dict[str, float]]]:
-        """(step, numbers) of every record of this eval."""
+        """(step, numbers) of every record that training made of this eval."""
         records = self._evals.read() if self._evals is not None else []
-        return [(r["step"], {k: v for k, v in r.items() if k not in ("step", "name")}) for r in records if r["name"] == name]
+        own = [r for r in records if r["name"] == name and not AFTERWARDS.items() <= r.items()]
+        return [(r["step"], {k: v for k, v in r.items() if k not in ("step", "name")}) for r in own]
 
     def event(self, kind: str, **fields: Any) -> None:
         """A line of the goodput ledger."""

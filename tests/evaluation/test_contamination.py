@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.evaluation.contamination import overlap, words
+from jaxllm.evaluation import contamination
+from jaxllm.evaluation.contamination import overlap, whole_words, words
 
 ROW = " ".join(f"w{i}" for i in range(20))  # 8 n-grams of 13
 FILLER = " ".join(f"f{i}" for i in range(30))
@@ -109,3 +110,31 @@ def test_the_training_set_streams_past():
 def test_a_mistake_is_a_sentence(size, shortest):
     with pytest.raises(ValueError, match=f"shortest={shortest} and size={size}"):
         overlap([ROW], [], size, shortest)
+
+
+TEXT = f"{FILLER[:20]} {ROW}. 他说：「今天天气很好」， cafe\u0301 か\u3099 x\u2122 {cut(3, 20)}\n" * 3
+
+
+@pytest.mark.parametrize("most", [1, 7, 40, 1000])
+@pytest.mark.parametrize("size", [1, 5, 64])
+def test_parts_of_a_document_are_the_document(most, size):
+    pieces = [TEXT[at : at + size] for at in range(0, len(TEXT), size)]
+    parts = list(whole_words(iter(pieces), most))
+    assert "".join(parts) == TEXT
+    if most > 20:  # else a word may be longer than a part
+        assert [word for part in parts for word in words(part)] == words(TEXT)
+
+
+@pytest.mark.parametrize("size", [1, 2, 13])
+def test_n_grams_reach_over_parts(size, monkeypatch):
+    rows = [ROW, cut(2, 15), FILLER, "天气很好 cafe\u0301 か\u3099"]
+    whole = overlap(rows, [TEXT, "z"], size=size, shortest=size)
+    monkeypatch.setattr(contamination.whole_words, "__defaults__", (24,))
+    parts = overlap(rows, [iter([TEXT[:100], TEXT[100:]]), "z"], size=size, shortest=size)
+    assert parts.num_words == whole.num_words == len(words(TEXT)) + 1
+    np.testing.assert_array_equal(parts.shares, whole.shares)
+    assert whole.shares[1] == 1 and whole.shares[2] < 1
+
+
+def test_without_an_end_of_a_word_a_part_is_what_was_read():
+    assert list(whole_words("a" * 25, 10)) == ["a" * 10, "a" * 10, "a" * 5]

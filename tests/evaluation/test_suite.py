@@ -1,6 +1,7 @@
 """A model on tasks: numbers by definition, records that let an evaluation go on, examples that fit, answers that cannot be judged."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -12,6 +13,7 @@ from jaxllm.evaluation.prompts import Split, pair, split, windows
 from jaxllm.evaluation.suite import How, Suite
 from jaxllm.models.model import Model
 from jaxllm.models.presets import preset
+from jaxllm.sampling.text import Texts
 from jaxllm.tasks.arithmetic import Arithmetic
 from jaxllm.tasks.choice import Query
 from jaxllm.tasks.task import Continuation, Text, Unscored
@@ -132,6 +134,21 @@ def test_answers_do_not_depend_on_what_was_asked_before(suite, params):
     assert [record["row"] for record in rest] == [1, 2, 4, 5]
     assert [record["answers"] for record in rest] == [whole[i]["answers"] for i in (1, 2, 4, 5)]
     assert whole[0]["answers"][0] != whole[0]["answers"][1]
+
+
+def test_what_was_written_before_ctrl_c_is_kept(suite, params, monkeypatch):
+    task, rows, how = Arithmetic(max_new_tokens=4), list(Arithmetic().made(5)), How(num_samples=2, temperature=1.0, k=(1, 2))
+    whole, kept, samples = [], [], Texts.samples
+    suite.run(params, "a", task, Split([], rows), how, write=whole.append)
+
+    def interrupted(*arguments, **options):
+        yield from itertools.islice(samples(*arguments, **options), 5)  # two rows and a half
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Texts, "samples", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(params, "a", task, Split([], rows), how, write=kept.append)
+    assert kept == whole[:2]
 
 
 @dataclasses.dataclass(frozen=True)

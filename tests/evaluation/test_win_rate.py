@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllm.evaluation.win_rate import _logistic_regression, judge_both_orders, length_controlled, preference, preferences, win_rate
+from jaxllm.evaluation.win_rate import Judged, _logistic_regression, judge_both_orders, length_controlled, preference, preferences, win_rate
 
 PROMPTS = ["p0", "p1", "p2", "p3"]
 
@@ -134,3 +134,20 @@ def test_the_ends():
     assert equal.win_rate == pytest.approx(0.75, abs=0.01) and equal.length == 0
     wins, first, second = planted(0.5, 1.0, 60)
     assert length_controlled(1 - wins, second, first).win_rate == pytest.approx(1 - length_controlled(wins, first, second).win_rate)
+
+
+def test_pairs_of_one_prompt_are_drawn_together():
+    draw = np.random.default_rng(0)
+    by_prompt = draw.integers(2, size=40).astype(float)
+    once = Judged(by_prompt, by_prompt)
+    many = Judged(np.repeat(by_prompt, 5), np.repeat(by_prompt, 5))
+    groups = np.repeat(np.arange(40), 5).tolist()
+    alone, apart, together = win_rate(once).win_rate, win_rate(many).win_rate, win_rate(many, groups).win_rate
+    assert together[:4] == pytest.approx(alone[:4]) and together.num_scored == 200
+    assert apart.high - apart.low < 0.6 * (alone.high - alone.low)  # five times the same verdict is no more known
+    lengths = draw.integers(1, 9, size=(2, 40))
+    one = length_controlled(by_prompt, *lengths.tolist(), ridge=1e-6)
+    five = length_controlled(np.repeat(by_prompt, 5), *np.repeat(lengths, 5, axis=1).tolist(), ridge=5e-6, groups=groups)
+    assert five[:5] == pytest.approx(one[:5], rel=1e-6)
+    with pytest.raises(ValueError, match="2 groups do not go with 40 pairs"):
+        win_rate(once, [0, 1])

@@ -92,7 +92,7 @@ def test_at_the_reference_dpo_is_log_2_and_its_gradient_is_half_beta():
 def test_smoothed_labels_have_their_optimum_where_the_labels_are():
     """cDPO's loss is least where s(d) = 1 - e; the robust one, averaged over flipped labels, is the loss of clean ones."""
     optimum = np.log(0.9 / 0.1)
-    pairs = Pairs(np.float32(optimum), np.float32(0))
+    pairs = Pairs(*np.array([optimum, 0, 0, 0, 1, 1], np.float32))
     assert abs(jax.grad(lambda c: pref.dpo(pairs._replace(chosen=c), beta=1.0, label_smoothing=0.1))(pairs.chosen)) < 1e-6
     flipped = PAIRS._replace(chosen=PAIRS.rejected, rejected=PAIRS.chosen, reference_chosen=PAIRS.reference_rejected,
                              reference_rejected=PAIRS.reference_chosen)  # fmt: skip
@@ -132,3 +132,14 @@ def test_identical_pairs_have_no_gradient_and_half_an_accuracy():
 def test_errors_name_the_value_and_the_choices(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_reference_is_never_trained():
+    """Also where it comes out of the same parameters, with an adapter switched off."""
+
+    def loss(shared):
+        pairs = PAIRS._replace(chosen=2 * shared, reference_chosen=shared)
+        return preference(pairs, WEIGHTS)[0]["preference"].sum
+
+    constant = jax.grad(lambda x: preference(PAIRS._replace(chosen=2 * x, reference_chosen=PAIRS.chosen), WEIGHTS)[0]["preference"].sum)
+    np.testing.assert_array_equal(jax.grad(loss)(PAIRS.chosen), constant(PAIRS.chosen))

@@ -51,6 +51,7 @@ def test_trap_10_the_baseline_is_global_clamped_and_without_gradient():
     assert abs(per_device - expected) > 0.1
     assert float(kto_baseline(-np.abs(logp), ref, WEIGHTS)) == 0.0
     assert not np.any(jax.grad(lambda x: jnp.sum(kto(R, GOOD, kto_baseline(x, ref, WEIGHTS))))(np.abs(logp)))
+    assert not np.any(jax.grad(kto_baseline)(np.abs(logp), ref, WEIGHTS))
     assert not np.any(jax.grad(lambda z: jnp.sum(kto(R, GOOD, z)))(0.3))
 
 

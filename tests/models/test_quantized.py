@@ -61,6 +61,13 @@ def test_lora_learns_beside_it_and_gets_the_gradients_of_the_whole_base(made):
     assert value_after < value - 0.1
 
 
+def test_dora_knows_the_norms_of_the_quantised_kernels(made, logits):
+    _, model, base, plain, _ = made
+    init = jax.jit(peft.make(model, "dora", rank=2, targets=("output", "up")).init, compiler_options=QUICK)
+    adapters = init(jax.random.key(1), base)
+    np.testing.assert_allclose(logits(Adapted(base, adapters)), logits(plain), atol=1e-4)  # B is zero, the magnitude is the norm
+
+
 def test_merging_makes_the_base_whole(made, logits):
     _, _, base, plain, adapters = made
     merged = merge(base, adapters)

@@ -114,8 +114,8 @@ def test_trap_12_unscorable_is_not_0_and_trap_13_0_is_a_reward(name):
     """A row that nothing could score gets no advantage and moves nobody's; a row that was given 0 does both."""
     scored = np.array([1, 1, 1, 1, 1, 1, 0, 1], bool)
     found = np.asarray(adv.OUTCOME[name](np.where(scored, SCORES, np.nan), GROUPS, scored))
-    without = np.asarray(adv.OUTCOME[name](SCORES[scored], GROUPS[scored]))
-    np.testing.assert_allclose(found[scored], without, rtol=1e-5, atol=1e-6)
+    elsewhere = np.asarray(adv.OUTCOME[name](SCORES, np.where(scored, GROUPS, 99)))  # as if the row were another prompt's
+    np.testing.assert_allclose(found[scored], elsewhere[scored], rtol=1e-5, atol=1e-6)
     assert found[6] == 0
     zero = np.asarray(adv.OUTCOME[name](np.where(scored, SCORES, 0.0), GROUPS))
     assert zero[6] != 0 and abs(zero[0] - found[0]) > 1e-3

@@ -16,7 +16,7 @@ def test_missing_ends_are_set_or_subtracted():
     np.testing.assert_allclose(shaping.missing_end(SCORES, ended, value=-1.0), [0.5, -1, 2.25, -1])
     np.testing.assert_allclose(shaping.missing_end(SCORES, ended, value=1.0, how="subtract"), [0.5, -2.5, 2.25, 8])
     np.testing.assert_allclose(shaping.missing_end(np.array([1, 0]), ended[:2], value=-0.5), [1, -0.5])  # trap 1: whole scores
-    with pytest.raises(ValueError, match="drop.*set, subtract"):
+    with pytest.raises(ValueError, match=r"drop.*set, subtract"):
         shaping.missing_end(SCORES, ended, value=1.0, how="drop")
 
 
@@ -24,7 +24,7 @@ def test_penalties_for_length():
     lengths = np.array([10, 80, 90, 100, 120])
     np.testing.assert_allclose(shaping.soft_overlong(lengths, longest=100, buffer=20), [0, 0, -0.5, -1, -1])
     np.testing.assert_allclose(shaping.length_penalty(lengths, cost=0.01, free=85), [0, 0, -0.05, -0.15, -0.35], rtol=1e-5)
-    with pytest.raises(ValueError, match="101.*100"):
+    with pytest.raises(ValueError, match=r"101.*100"):
         shaping.soft_overlong(lengths, longest=100, buffer=101)
 
 

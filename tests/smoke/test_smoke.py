@@ -129,7 +129,9 @@ def test_eight_faked_devices_learn_the_same(place, whole):
 def test_the_rest_of_the_command_line(place, whole):
     code, out, err = call(place, "evaluate", "--workdir", whole, "--config.eval.batches=2")
     assert code == 0, err
-    scores, recorded = json.loads(out.splitlines()[0]), records(whole, "evals")[-1]
+    trained = [record for record in records(whole, "evals") if "stage" not in record]
+    scores, recorded = json.loads(out.splitlines()[0]), trained[-1]
+    assert records(whole, "evals")[-1]["stage"] == "evaluate"
     assert scores["step"] == 40 and abs(scores["loss"] - recorded["loss"]) < 1e-5
     words = ("--prompt", "a = ", "--config.sample.max_new_tokens=8", "--config.sample.num_samples=2")
     code, out, err = call(place, "sample", "--workdir", whole, *words)

@@ -147,6 +147,7 @@ def test_a_work_directory_of_another_config(stage, settings, trained, capsys):
     assert stage("pretrain", "--config", settings, "--workdir", trained, "--config.batch_size=16") == 2
     assert "batch_size was 8, is 16" in capsys.readouterr().err.splitlines()[-1]
     assert stage("pretrain", "--config", settings, "--workdir", trained) == 0
+    assert "This run is finished at step 2 of 2: all its steps are done. To go on: more of them" in capsys.readouterr().err
 
 
 def test_a_second_process_on_the_same_work_directory(stage, settings, trained, capsys):
@@ -157,7 +158,8 @@ def test_a_second_process_on_the_same_work_directory(stage, settings, trained, c
     assert other.stdout.readline() == "held\n"
     assert stage("pretrain", "--config", settings, "--workdir", trained) == 2
     assert f"is being written by process {other.pid}" in capsys.readouterr().err.splitlines()[-1]
-    assert stage("evaluate", "--workdir", trained) == 0  # readers take no lock
+    assert stage("evaluate", "--workdir", trained) == 0  # readers take no lock, and then they do not write
+    assert f"Not recorded in evals.jsonl: {trained} is being written by process {other.pid}" in capsys.readouterr().err
     other.kill()
     other.wait()
     assert stage("pretrain", "--config", settings, "--workdir", trained) == 0
@@ -286,6 +288,12 @@ def test_reading_from_what_is_no_run(stage_name, stage, tmp_path, capsys):
 def test_sampling_options_out_of_range(word, sentence, stage, trained, capsys):
     assert stage("sample", "--workdir", trained, "--prompt", "a", word) == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("word", "end"), [("evalute", "Did you mean 'evaluate'?"), ("xyz", "Choose one of: prepare, pretrain")])
+def test_an_unknown_stage_is_one_line(word, end, stage, capsys):
+    assert stage(word, "--workdir", "x") == 2
+    assert capsys.readouterr().err.startswith(f"jaxllm: Unknown stage {word!r}. {end}")
 
 
 def test_help_is_there_at_once():

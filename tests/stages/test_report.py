@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxllm.stages.page import curves, dots
 from jaxllm.stages.report import read_jsonl, write_report
 
 
@@ -43,3 +44,54 @@ def test_only_a_newline_ends_a_line(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a work directory"):
         write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_tasks_with_their_intervals_over_the_steps(tmp_path):
+    def record(step, value, **more):
+        return {
+            "step": step,
+            "name": "arithmetic",
+            "exact_match": value,
+            "exact_match_low": value - 0.1,
+            "exact_match_high": value + 0.1,
+            **more,
+        }
+
+    seen = {
+        "contaminated": 0.25,
+        "rows_judged": 8,
+        "rows_clean": 6,
+        "clean_exact_match": 0.125,
+        "stage": "evaluate",
+        "rows": 9,
+        "unscored": 1,
+    }
+    evals = [
+        {"step": 0, "name": "math", "loss": 2.0, "exact_match": 1.0},  # a set of text of that name
+        record(0, 0.25, rows=64.0),
+        {"step": 0, "name": "arithmetic/rows", "row": 0},
+        record(5, 0.5, **seen, clean_exact_match_low=0.0, clean_exact_match_high=0.25),
+        {"step": 5, "name": "text", "bits_per_byte": 3.25},
+        {
+            "step": 5,
+            "name": "gsm8k",
+            "exact_match": None,
+            "exact_match_low": None,
+            "exact_match_high": None,
+            "contaminated": None,
+            "rows": 1,
+        },
+    ]
+    (tmp_path / "config.json").write_text(json.dumps({"config": {}}))
+    (tmp_path / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
+    page = Path(write_report([tmp_path], tmp_path / "report.html")).read_text()
+    assert page.count("<svg") == 2 and "<h3>Tasks over the steps</h3>" in page
+    cells = ["arithmetic", "exact_match", "0.5", "0.400 to 0.600", "0.125 (0.000 to 0.250; 6 rows)", "5", "9", "1", "25.0% of 8"]
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in page and "<td>text</td><td>bits_per_byte</td><td>3.25</td>" in page
+    assert page.split("<h3>Tasks</h3>")[0].count("<td>math</td>") == 1
+
+
+def test_a_picture_has_an_error_bar_for_every_score():
+    picture = curves({"a": ([0, 5], [0.2, 0.4])}, "score", intervals={"a": ([0.1, 0.3], [0.3, 0.5])})
+    assert "LineCollection" in picture and "LineCollection" not in curves({"a": ([0, 5], [0.2, 0.4])}, "score")
+    assert "LineCollection" in dots({"a": (0.2, 0.1, 0.3), "b": (1.0, 1.0, 1.0)}, "score")

@@ -6,11 +6,14 @@ import json
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from jaxllm.data.chat import Dialogue, Message, encode_prompt
+from jaxllm.data.chat import encode_prompt
+from jaxllm.data.dialogues import Dialogue, Message
 from jaxllm.data.jinja_templates import jinja_template
+from jaxllm.data.templates import TEMPLATES
 from jaxllm.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer
 from jaxllm.sampling.text import stop_ids
-from jaxllm.stages.chat import BASE, chat_template, template_of
+from jaxllm.stages.chat import BASE, template_of
+from jaxllm.stages.spoken import jinja_of
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 SHORT = ("--config.sample.max_new_tokens=6",)
@@ -122,19 +125,24 @@ def test_a_conversation(stage, trained, monkeypatch, capsys):
 
 
 def test_a_model_is_spoken_to_in_its_own_template_or_in_plain_turns(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"stage": "pretrain", "config": {"parallel": {}}}))
     assert template_of(str(tmp_path), ByteTokenizer(), plain=False) is BASE
-    assert chat_template(str(tmp_path)) is None
     folder = tmp_path / "huggingface"
     folder.mkdir()
+    assert jinja_of(folder) is None
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "default", "template": "a"}]}))
-    assert chat_template(str(tmp_path)) == "a"
+    assert jinja_of(folder) == "a"
     (folder / "chat_template.jinja").write_text("b")
-    assert chat_template(str(tmp_path)) == "b"
+    assert jinja_of(folder) == "b"
     assert template_of(str(tmp_path), ByteTokenizer(), plain=True) is BASE
     assert template_of(str(tmp_path), ByteTokenizer(), plain=False).name == "its own"
     (folder / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(ValueError, match=r"no Jinja template.*--plain"):
         template_of(str(tmp_path), ByteTokenizer(), plain=False)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"stage": "sft", "config": {"parallel": {}}, "chat": {"name": "chatml", "jinja": None}})
+    )
+    assert template_of(str(tmp_path), ByteTokenizer(), plain=False) is TEMPLATES["chatml"]  # what it was tuned with
 
 
 def test_what_a_template_writes_becomes_special_tokens_and_user_text_in_files_does_not():

@@ -1,8 +1,14 @@
 """`jaxllm tasks` and `jaxllm evaluate --tasks`: records, a second start, other people's folders, tasks during training, mistakes."""
 
 import json
+import os
+import signal
 
 import pytest
+
+from jaxllm.evaluation.suite import Suite
+from jaxllm.stages import contamination, evaluate
+from jaxllm.stages.prepare import prepare
 
 CONFIG = """
 def get_config():
@@ -99,6 +105,95 @@ def test_other_peoples_folders_are_asked(stage, trained, tmp_path, capsys):
     capsys.readouterr()
     assert stage("evaluate", "--init-from", tmp_path / "theirs", "--tasks", task) == 2
     assert "Say where the records go: --workdir DIR" in capsys.readouterr().err
+
+
+def test_all_are_the_tasks_whose_files_are_there(stage, trained, tmp_path, capsys):
+    folder = tmp_path / "data"
+    (folder / "mc").mkdir(parents=True)
+    rows = {
+        "mc/copa": {"query": "The sun rose because", "choices": ["it was day", "no"], "gold": 0},
+        "mc/boolq": {"query": "long " * 300, "choices": ["a", "b"], "gold": 0},
+        "mc/piqa": {"goal": "x"},
+    }
+    for name, row in rows.items():
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["evaluate", "--init-from", trained, "--workdir", tmp_path / "scores", f"--config.tasks.path={folder}"]
+    assert stage(*words, "--tasks", "all", "--config.tasks.length=128") == 0
+    said, told = capsys.readouterr()
+    assert [json.loads(line)["name"] for line in said.splitlines()] == ["arithmetic", "copa"]
+    assert "Left out: piqa. Row 1 of" in told and "Left out: boolq: row 1 has" in told
+    missing = next(line for line in told.splitlines() if line.startswith("No files under"))
+    assert "gsm8k" in missing and "copa" not in missing and "boolq" not in missing
+    assert stage(*words, "--tasks", f"all,piqa={folder}/mc/piqa.jsonl") == 2
+    assert stage(*words[:-1], "--tasks", "all") == 2
+    assert "Say where to look: --config.tasks.path=FOLDER" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_rows_that_were_trained_on_are_told_beside_the_score(stage, trained, corpus, tmp_path, capsys):
+    seen = json.loads(corpus.read_text().splitlines()[3])["text"]
+    chat = "the whole of this sentence stands in a chat that somebody tuned a model on, word for word"
+    queries = [f"Which? {seen}", "a question of more than five words that no training text has", "short", chat]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"query": q, "choices": ["a", "bb"], "gold": 0}) + "\n" for q in queries))
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": chat}]}) + "\n")
+    words, found = ["evaluate", "--init-from", trained, "--config.tasks.limit=4"], {}
+    for text, where, more in (("run", "a", ""), (f"run,{tmp_path / 'chats.jsonl'}", "b", ",arithmetic"), (f"{corpus.parent}", "c", "")):
+        tasks = ["--tasks", f"choice={tmp_path / 'rows.jsonl'}{more}", f"--config.tasks.contamination={text}"]
+        assert stage(*words, *tasks, "--workdir", tmp_path / where) == 0
+        said, told = capsys.readouterr()
+        found[where], *sums = (json.loads(line) for line in said.splitlines())
+        assert "clean_accuracy" in told and ("too short" in told) == bool(more) and all(one["contaminated"] is None for one in sums)
+        (overlap,) = (r for r in lines_of(tmp_path / where / "evals.jsonl") if r["name"] == "choice/overlap")
+        assert {row: share > 0 for row, share in overlap["shares"].items()} == ({"0": True, "3": True} if where == "b" else {"0": True})
+    for where, share, clean in (("a", 1 / 3, 2), ("b", 2 / 3, 1), ("c", 1 / 3, 2)):
+        assert (found[where]["contaminated"], found[where]["rows_judged"], found[where]["rows_clean"]) == (pytest.approx(share), 3, clean)
+    rows = [r["scores"]["accuracy"] for r in lines_of(tmp_path / "b" / "evals.jsonl") if r["name"] == "choice/rows"]
+    assert found["b"]["clean_accuracy"] == rows[1] and found["b"]["accuracy"] == pytest.approx(sum(rows) / 4)
+
+
+def test_training_text_that_is_not_there_is_told(stage, trained, tmp_path, capsys):
+    assert stage("convert", "--from", trained, "--to", tmp_path / "theirs") == 0
+    for source, text, sentence in (
+        (tmp_path / "theirs", "run", "does not say what it was trained on"),
+        (trained, "nowhere", "There is nothing at"),
+    ):
+        words = ["--workdir", tmp_path / "scores", "--tasks", "arithmetic", f"--config.tasks.contamination={text}"]
+        assert stage("evaluate", "--init-from", source, *words) == 2
+        assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("tasks_too", [True, False])
+def test_ctrl_c_and_sigterm_say_how_to_go_on(tasks_too, stage, trained, capsys, monkeypatch):
+    terminate = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr(Suite, "run", terminate)
+    monkeypatch.setattr(evaluate, "perplexity", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    assert stage("evaluate", "--workdir", trained, *(["--tasks", "arithmetic"] if tasks_too else [])) == 75
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("Run the same command again to go on.") and ("kept in evals.jsonl" in last) == tasks_too
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_held_out_scores_are_recorded_once_and_not_taken_for_trainings_own(stage, trained, capsys):
+    capsys.readouterr()
+    for _ in range(2):
+        assert stage("evaluate", "--workdir", trained) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[0])
+    (own,) = (r for r in lines_of(trained / "evals.jsonl") if r["name"] == "lines" and r.get("stage") == "evaluate")
+    assert said.items() <= own.items() and "all batches" in own["text"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_a_long_document_is_decoded_in_parts(kind, size, tmp_path):
+    texts = ["naïve 他说「天气很好」 👩‍🚀 end", "a b  c", "x" * 40] * 6
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i, text in enumerate(texts)))
+    tokenizer = {"kind": kind} | ({} if kind == "bytes" else {"vocab_size": 310, "model_type": "bpe"})
+    data = {"train": [str(tmp_path / "a.jsonl")], "tokenizer": tokenizer, "workers": 1, "eval_fraction": 0.0}
+    prepared = prepare(data, root=tmp_path / "out", say=lambda line: None)
+    (stream,) = prepared.streams("train").values()
+    whole = [prepared.tokenizer.decode(ids) for ids in stream.documents()]
+    assert ["".join(contamination.pieces(stream, prepared.tokenizer, *span, size)) for span in stream.spans()] == whole
+    assert sorted(whole) == sorted(f"{i} {text}" for i, text in enumerate(texts))
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,12 @@ def test_arithmetic_is_read_at_the_beginning(answer, right):
     assert TASKS["arithmetic"].task.score({"question": "1 + 2 =", "answer": "3"}, answer)["exact_match"] == right
 
 
+def test_no_question_of_arithmetic_is_in_both_parts():
+    task = TASKS["arithmetic"].task
+    train, test = ({row["question"] for row in task.made(2000, seed, part)} for seed, part in ((0, "train"), (1, "test")))
+    assert len(train) > 1000 and len(test) > 500 and not train & test
+
+
 def test_arithmetic_is_a_function_of_seed_and_number():
     task = TASKS["arithmetic"].task
     few, many = list(task.made(5, 1)), list(task.made(50, 1))

@@ -234,3 +234,14 @@ def test_errors(tmp_path):
         Writer(tmp_path, every=0)
     with pytest.raises(ValueError, match=r"profile.start=-1, profile.steps=2 is no window"):
         Writer(tmp_path, profile=(-1, 2))
+
+
+def test_what_was_evaluated_afterwards_is_not_of_training(tmp_path):
+    writer = Writer(tmp_path, tensorboard=False)
+    writer.record_eval(4, "heldout", {"loss": 2.0})
+    writer.close()
+    with open(tmp_path / "evals.jsonl", "a") as file:
+        file.write(json.dumps({"step": 5, "name": "heldout", "loss": 1.0, **metrics.AFTERWARDS}) + "\n")
+    again = Writer(tmp_path, tensorboard=False)
+    assert again.eval_history("heldout") == [(4, {"loss": 2.0})] and not again.has_eval(5, "heldout")
+    again.close()

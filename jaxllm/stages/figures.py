@@ -1,0 +1,104 @@
+"""Tasks and judges in a report: tables and pictures of scores with their intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxllm.stages.page import curves, dots, table
+from jaxllm.stages.scores import COUNTS, judged_rows
+from jaxllm.tasks.catalog import TASKS
+
+Record = Mapping[str, Any]
+BESIDE = {"step", "rows", "unscored", "shots", *COUNTS}  # numbers of a task's record that are no scores
+
+
+def task_records(evals: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each task, in the order they were written; a set of text of the same name is none, it has a loss."""
+    found: dict[str, list[Record]] = {}
+    for record in evals:
+        if record["name"] in TASKS and metric(record["name"]) in record and "loss" not in record:
+            found.setdefault(record["name"], []).append(record)
+    return found
+
+
+def metric(name: str) -> str:
+    """What models are compared by in a task."""
+    return TASKS[name].task.METRIC
+
+
+def judged(evals: Sequence[Record]) -> list[Record]:
+    """The records of what judges said."""
+    return [record for record in evals if record["name"] in ("win_rate", "judge") and "judge" in record]
+
+
+def tasks(asked: Mapping[str, Sequence[Record]]) -> list[str]:
+    """The tasks as a table, a picture of the last scores, and one of those that were asked at several steps; nothing without tasks."""
+    if not asked:
+        return []
+    last = {name: records[-1] for name, records in asked.items()}
+    rows = [row for name, record in last.items() for row in _rows(name, record)]
+    looked = any("contaminated" in record for record in last.values())
+    head = ["task", "metric", "score", "95 % interval", *(["on rows not in training"] if looked else []), "step", "rows", "unscored"]
+    head += ["rows in training"] if looked else []
+    parts = ["<h3>Tasks</h3>", table([row if looked else [*row[:4], *row[5:8]] for row in rows], head)]
+    scored = {name: ends for name, record in last.items() if (ends := interval(record, metric(name)))}
+    if scored:
+        parts += [dots(scored, "score (accuracy, exact match, pass@1, ROUGE-L) with its 95 % interval")]
+    return parts + _over_steps(asked)
+
+
+def _rows(name: str, record: Record) -> list[list[Any]]:
+    """A row for each metric of a task's record, the one that models are compared by first."""
+    names = [key for key, value in record.items() if isinstance(value, int | float) and key not in BESIDE]
+    names = [key for key in names if not key.endswith(("_low", "_high")) and not key.startswith("clean_")]
+    share = record.get("contaminated", "")
+    seen = "too short" if share is None else f"{share:.1%} of {record['rows_judged']:,}" if share != "" else ""
+    return [
+        [name, key, float(record[key]), _between(record, key), _shown(record, f"clean_{key}"), record["step"]]
+        + [_whole(record.get(count)) for count in ("rows", "unscored")]
+        + [seen]
+        for key in sorted(names, key=lambda key: key != metric(name))
+    ]
+
+
+def _shown(record: Record, key: str) -> str:
+    if record.get(key) is None or not record["contaminated"]:
+        return ""
+    return f"{record[key]:.4g} ({_between(record, key)}; {record['rows_clean']:,} rows)"
+
+
+def _between(record: Record, key: str) -> str:
+    found = interval(record, key)
+    return f"{found[1]:.3f} to {found[2]:.3f}" if found else ""
+
+
+def _whole(count: Any) -> Any:
+    return "" if count is None else int(count)
+
+
+def interval(record: Record, key: str) -> tuple[float, float, float] | None:
+    """A score with the ends of its interval; None where it has none."""
+    found = tuple(record.get(name) for name in (key, f"{key}_low", f"{key}_high"))
+    return found if all(isinstance(x, int | float) and math.isfinite(x) for x in found) else None  # type: ignore[return-value]
+
+
+def _over_steps(asked: Mapping[str, Sequence[Record]]) -> list[str]:
+    """A picture of the scores over steps, of tasks that have them; of several records of one step the last."""
+    series, ends = {}, {}
+    for name, records in asked.items():
+        of = {record["step"]: found for record in records if (found := interval(record, metric(name)))}
+        if len(of) > 1:
+            middles, lows, highs = zip(*(of[step] for step in sorted(of)), strict=True)
+            series[name], ends[name] = (sorted(of), middles), (lows, highs)
+    return ["<h3>Tasks over the steps</h3>", curves(series, "score", intervals=ends)] if series else []
+
+
+def judges(records: Sequence[Record]) -> list[str]:
+    """A table of each comparison and of each judge beside people, the last of each."""
+    last = {(r["name"], r["judge"], r.get("first"), r.get("second"), r.get("labels")): r for r in records}
+    parts = []
+    for record in last.values():
+        won = f"{record.get('first')} against {record.get('second')}, judged by {record['judge']}"
+        title = won if record["name"] == "win_rate" else f"{record['judge']} beside the people of {record.get('labels')}"
+        parts += [table(judged_rows(record), [title, "", "95 % interval"])]
+    return ["<h3>Answers before a judge</h3>", *parts] if parts else []

@@ -1,0 +1,224 @@
+"""Instruction tuning through the front door: it learns the answers alone, resumes bit for bit, with adapters leaves the base as it was."""
+
+import json
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm.__main__ import main
+from jaxllm.parallel.mesh import make_mesh
+from jaxllm.stages import dialogues, recipes, train
+from jaxllm.stages.config import resolve
+
+SHAPE = {"vocab_size": 320, "num_layers": 2, "width": 32, "num_heads": 2, "num_kv_heads": 1, "mlp_width": 64}
+TINY = {
+    "steps": 6,
+    "batch_size": 8,
+    "sequence_length": 96,
+    "model": SHAPE,
+    "optimizer": {"learning_rate": 1e-2},
+    "schedule": {"name": "constant"},
+    "checkpoint": {"every": 0},
+    "data": {"eval_fraction": 0.2, "workers": 1},
+    "log": {"every": 1, "tensorboard": False},
+}
+
+
+def write_config(path, **settings):
+    path.write_text(f"def get_config(arg=''):\n    return { ({**TINY, **settings})!r}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Dialogues whose answers are the last word of the question, and tasks of two categories."""
+    place, draw = tmp_path_factory.mktemp("sft"), random.Random(0)
+    words = ["red", "blue", "green", "grey"]
+    rows = [{"prompt": f"{draw.randrange(1000)} {(word := draw.choice(words))}", "completion": word} for _ in range(160)]
+    (place / "last_word.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = {"positive_examples": [], "negative_examples": []}
+    tasks = [
+        {"task": f"task{n}", "definition": f"Say {n}.", "categories": [["sort", "copy"][n % 2]], **pairs}
+        | {"instances": [{"input": f"{i}", "output": [f"{n}"]} for i in range(20)]}
+        for n in range(6)
+    ]
+    (place / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    return place
+
+
+@pytest.fixture
+def run(folder, stage):
+    """Runs `jaxllm sft` on the dialogues; returns its exit code."""
+
+    def go(workdir, *words, **settings):
+        data = {**TINY["data"], "train": [{"path": str(folder / "last_word.jsonl")}]}
+        config = write_config(workdir.with_suffix(".py"), data=data, **settings)
+        return stage("sft", "--config", config, "--workdir", workdir, *words)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def base(folder, tmp_path_factory):
+    """A work directory with a base model that has hardly learnt anything."""
+    text = folder / "text.txt"
+    text.write_text("a base model\n" * 200)
+    config = write_config(folder / "base.py", steps=2, data={"train": [{"path": str(text)}], "workers": 1, "eval_fraction": 0.0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXLLM_CACHE", str(folder / "tokens"))
+        assert main(["pretrain", "--config", str(config), "--workdir", str(folder / "base")]) == 0
+    return folder / "base"
+
+
+def records(workdir, name="metrics"):
+    return [json.loads(line) for line in (workdir / f"{name}.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in records(workdir)]
+
+
+def held_out(workdir):
+    return [r["loss"] for r in records(workdir, "evals") if "loss" in r]
+
+
+def test_it_learns_the_answers_and_does_not_without_gradient(run, tmp_path, capfd):
+    assert run(tmp_path / "run", "--config.steps=60") == 0
+    said = capfd.readouterr().err
+    assert "160 dialogues of 160 records: 160 prompt_completion (prompt, completion)" in said and "Rows are packed" in said
+    first, last = held_out(tmp_path / "run")
+    assert first > 5.0 and last < 0.3
+    assert run(tmp_path / "still", "--config.steps=2", "--config.optimizer.learning_rate=0") == 0
+    assert held_out(tmp_path / "still")[-1] > 5.0
+
+
+def test_only_the_answer_and_its_end_are_trained_on(folder):
+    config = resolve({**TINY, "data": {**TINY["data"], "train": [{"path": str(folder / "last_word.jsonl")}]}})
+    data = dialogues.open_data(config)
+    rows = data.reader(config).rows(0)
+    for row in range(config.batch_size):
+        for segment in range(1, rows["segments"][row].max() + 1):
+            here = (rows["segments"][row] == segment) & (rows["weights"][row] > 0)
+            learnt = rows["targets"][row][here]
+            assert data.tokenizer.decode(learnt).strip() in ("red", "blue", "green", "grey") and learnt[-1] == data.tokenizer.eos_id
+
+
+METHODS = {"lora": {}, "prompt": {"length": 4}, "houlsby": {"options": {"reduction": 4}}, "quantized": {"name": "lora", "quantize": "int8"}}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_adapters_stop_and_resume_as_if_never_interrupted(name, run, base, tmp_path, monkeypatch):
+    peft = {"name": name, **METHODS[name]}
+    before = {path: path.read_bytes() for path in base.rglob("checkpoints/*/*") if path.is_file()}
+    said = {"init_from": str(base), "peft": peft, "model": {}}
+    assert run(tmp_path / "whole", **said) == 0
+    monkeypatch.setattr(train, "StopRequests", lambda: StopAt(3))
+    assert run(tmp_path / "parts", **said) == 75
+    monkeypatch.undo()
+    monkeypatch.setenv("JAXLLM_CACHE", str(tmp_path / "tokens"))
+    assert run(tmp_path / "parts", **said) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    saved = json.loads(next((tmp_path / "whole/checkpoints").glob("6/manifest.json")).read_text())["arrays"]
+    trained = sum(np.prod(shape) for key, (shape, _) in saved.items() if key.startswith("state/params"))
+    assert 0 < trained < 10_000 and before == {path: path.read_bytes() for path in before}
+
+
+class StopAt:
+    """A run that is asked to stop at a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __call__(self, step):
+        return step == self.step
+
+
+@pytest.fixture(scope="module")
+def lora(folder, base, tmp_path_factory):
+    """A work directory with LoRA adapters of the base."""
+    data = {**TINY["data"], "train": [{"path": str(folder / "last_word.jsonl")}]}
+    said = {"init_from": str(base), "model": {}, "peft": {"name": "lora", "rank": 4}, "data": data}
+    config = write_config(folder / "lora.py", **said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXLLM_CACHE", str(folder / "tokens"))
+        assert main(["sft", "--config", str(config), "--workdir", str(folder / "lora")]) == 0
+    return folder / "lora"
+
+
+def test_a_run_that_starts_from_adapters_starts_from_them_merged(lora, run, tmp_path):
+    assert run(tmp_path / "next", "--config.steps=1", init_from=str(lora), model={}) == 0
+    assert held_out(tmp_path / "next")[0] == pytest.approx(held_out(lora)[-1], abs=2e-5)
+
+
+def test_adapters_of_another_base_are_refused(lora, base, run, tmp_path, stage, capsys):
+    moved = tmp_path / "moved"
+    record = json.loads((lora / "config.json").read_text())
+    moved.mkdir()
+    for path in lora.rglob("*"):
+        if path.is_file():
+            (moved / path.relative_to(lora)).parent.mkdir(parents=True, exist_ok=True)
+            (moved / path.relative_to(lora)).write_bytes(path.read_bytes())
+    record["config"]["init_from"] = str(lora)
+    (moved / "config.json").write_text(json.dumps(record))
+    assert stage("sample", "--workdir", moved, "--prompt", "a", "--config.sample.max_new_tokens=2") == 2
+    assert "whose weights are others by now" in capsys.readouterr().err
+
+
+def test_a_tuned_model_is_sampled_from_and_evaluated(lora, stage, capfd):
+    assert stage("sample", "--workdir", lora, "--prompt", "a", "--config.sample.max_new_tokens=2") == 0
+    capfd.readouterr()
+    assert stage("evaluate", "--workdir", lora) == 0
+    scored = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert scored["loss"] == pytest.approx(held_out(lora)[-1], abs=1e-5)
+
+
+def test_tasks_are_held_out_at_three_levels(folder):
+    hold = {"categories": ["sort"], "tasks": ["task1"], "instances": 0.3}
+    config = resolve({**TINY, "data": {"train": [{"path": str(folder / "tasks.jsonl")}], "eval_fraction": 0.0, "hold_out": hold}})
+    data = dialogues.open_data(config)
+    assert sorted(data.train) == ["task3", "task5"] and set(data.evals) == {f"held_out_{n}" for n in ("category", "task", "instance")}
+    assert data.evals["held_out_category"].num_examples == 60 and data.evals["held_out_task"].num_examples == 20
+    assert sum(s.num_examples for s in data.train.values()) + data.evals["held_out_instance"].num_examples == 40
+    said = [data.tokenizer.decode(data.evals["held_out_task"].example(i).tokens) for i in range(20)]
+    assert all("Say 1." in text for text in said) and len(set(said)) == 20
+
+
+@pytest.mark.parametrize("packing", ["packed", "padded"])
+def test_every_kind_of_row_trains(packing, run, tmp_path):
+    assert run(tmp_path / "run", "--config.steps=3", f"--config.data.packing={packing}", "--config.epochs=0.1") == 0
+    assert records(tmp_path / "run")[-1]["step"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"peft": {"name": "lroa"}}, "Did you mean 'lora'?"),
+        ({"peft": {"rank": 4}}, "peft.rank=4 without peft.name"),
+        ({"peft": {"name": "lora", "targets": ["quary"]}}, "query"),
+        ({"chat": {"template": "chatlm"}}, "Unknown template 'chatlm'"),
+        ({"chat": {"template": "llama3"}}, "needs"),
+        ({"chat": {"loss": "user"}}, "Choose one of: assistant, last, all"),
+        ({"stage": "pretrain"}, "is a config for `jaxllm pretrain`"),
+        ({"peft": {"name": "prompt", "options": {"num_tasks": 3}}}, "has 1 sources"),
+    ],
+)
+def test_mistakes_are_one_line(said, complaint, run, tmp_path, capsys):
+    assert run(tmp_path / "run", **said) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_programs_of_tuning_are_known_in_advance(folder):
+    for peft in ({"name": "lora"}, {"name": "lora", "quantize": "nf4"}, {}):
+        config = resolve({**TINY, "stage": "sft", "peft": peft, "model": {**SHAPE, "width": 64}})
+        mesh = make_mesh(devices=jax.devices()[:1])
+        ((name, (function, arguments)),) = train.programs(config, mesh, recipes.recipe_of(config)).items()
+        assert name == "train_step" and bool(arguments[1]) == bool(peft)
+        jax.eval_shape(function, *arguments)
