@@ -1,5 +1,6 @@
 """Whether scores agree with people, and whether they are as sure as they are right: accuracy by margin, calibration, ranking of verdicts."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,15 +13,15 @@ EDGES = (0.5, 1.0, 2.0)  # of the difference of two scores, in nats
 FINE = 512  # bins of a probability that the area under the curve is counted by
 
 
-def total_of(sums: Callable[..., Any], batches: Iterable[Any], *params: Any) -> Any:
+def total_of(sums: Callable[[Any], Any], batches: Iterable[Any]) -> Any:
     """The sum over batches of a tree of sums, float64 on the host; one batch is always in flight.
 
     Raises:
       ValueError: no batch.
     """
     total, late = None, None
-    for batch in [*([batches] if isinstance(batches, dict) else batches), None]:
-        current = None if batch is None else sums(*params, batch)
+    for batch in itertools.chain(batches, [None]):
+        current = None if batch is None else sums(batch)
         if late is not None:
             found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(late))
             total = found if total is None else jax.tree.map(np.add, total, found)

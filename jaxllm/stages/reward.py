@@ -189,7 +189,7 @@ def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Scorer:
 
     def score(params: Any, frozen: Any, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         found = calibration.total_of(lambda batch: sums(params, frozen, batch), batches)
-        scores = calibration.means(found) | row.metrics(found["more"])
+        scores = row.metrics(found["more"]) | calibration.means(found)
         return scores if config.reward.members > 1 else {name: value for name, value in scores.items() if name != "disagreement"}
 
     return score
