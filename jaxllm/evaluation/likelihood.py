@@ -14,6 +14,7 @@ from jaxllm.parallel import rules
 Ids = Sequence[int]
 SHARED = 32  # tokens from which on a beginning that all texts have goes through the model once
 WIDTHS = 16  # widths of batches are multiples of it below 128, and of an eighth of a power of two above: few programs, little padding
+SPARE = 0.7  # a text joins a batch where it is padded by no more than this share of what it is alone
 
 
 class Likelihood(NamedTuple):
@@ -30,9 +31,16 @@ class _Text(NamedTuple):
     last: int
     continuations: list[tuple[int, list[int]]]  # (which pair, tokens)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest continuation."""
+        return max(len(tokens) for _, tokens in self.continuations)
+
 
 def width(length: int) -> int:
     """The width of a batch whose longest row has this many tokens."""
+    if length <= WIDTHS:
+        return max(4, 1 << (length - 1).bit_length())
     step = max(WIDTHS, 1 << max(0, (length - 1).bit_length() - 3))
     return max(step, -(-length // step) * step)
 
@@ -40,8 +48,9 @@ def width(length: int) -> int:
 class Likelihoods:
     """Scores any number of (beginning, continuation) pairs; compiled once for each bucket of widths.
 
-    A batch is packed by length: texts of like length stand together. The beginning that all of them share (the shots of a task) goes
-    through the model once, each text's own beginning once, and only then its continuations, on copies of its cache.
+    A batch is packed by length: texts with beginnings and continuations of like lengths stand together. The beginning that all of them
+    share (the shots of a task) goes through the model once, each text's own beginning once, and only then its continuations, on copies of
+    its cache. Of what comes out, only the tokens that are scored meet the vocabulary.
     """
 
     def __init__(self, model: Model, *, length: int | None = None, rows: int = 32, tokens: int = 8192):
@@ -62,7 +71,8 @@ class Likelihoods:
         self.ways = rules.ways("batch")
         self.programs: set[tuple[int, ...]] = set()  # the shapes that were met
         self._shared = jax.jit(self._read_shared, static_argnums=2)
-        self._score = jax.jit(self._read_batch, static_argnums=3)
+        self._read = jax.jit(self._read_batch, static_argnums=3)
+        self._score = jax.jit(self._score_tokens)
 
     def __call__(self, params: Any, pairs: Sequence[tuple[Ids, Ids]], tell: Callable[[int], None] = lambda done: None) -> list[Likelihood]:
         """The likelihood of every pair, in order.
@@ -105,10 +115,8 @@ class Likelihoods:
         return list(first[:same]) if same >= SHARED and len(heads) > 1 else []
 
     def _batches(self, texts: list[_Text], shared: int) -> Iterator[list[_Text]]:
-        """Texts of like length, each batch with at most `rows` continuations (or one text's)."""
-        order = sorted(
-            texts, key=lambda t: (max(len(c) for _, c in t.continuations) > WIDTHS, len(t.head), len(t.continuations)), reverse=True
-        )
+        """Texts of like lengths, each batch with at most `rows` continuations (or one text's)."""
+        order = sorted(texts, key=lambda t: (width(t.longest), len(t.head), len(t.continuations)), reverse=True)
         batch: list[_Text] = []
         for text in order:
             if batch and not self._fits([*batch, text], shared):
@@ -120,9 +128,13 @@ class Likelihoods:
 
     def _fits(self, batch: list[_Text], shared: int) -> bool:
         count = sum(len(text.continuations) for text in batch)
-        longest = max(len(tokens) for text in batch for _, tokens in text.continuations)
-        own = max(len(text.head) for text in batch) - shared
-        return count <= self.rows and width(longest) * count <= self.tokens and (own == 0 or width(own) * len(batch) <= self.tokens)
+        ends = width(max(text.longest for text in batch))
+        own = [len(text.head) - shared for text in batch]
+        heads = width(max(own)) if max(own) else 0
+        last = len(batch[-1].continuations)
+        alone = (width(own[-1]) if own[-1] else 0) + width(batch[-1].longest) * last
+        padded = heads + ends * last <= (1 + SPARE) * alone
+        return padded and count <= self.rows and ends * count <= self.tokens and heads * len(batch) <= self.tokens
 
     def _run(self, params: Any, cache: Any, batch: list[_Text], shared: int) -> tuple[list[int], np.ndarray, np.ndarray]:
         owners = [(row, place, tokens) for row, text in enumerate(batch) for place, tokens in text.continuations]
@@ -139,20 +151,31 @@ class Likelihoods:
             fed[at, : len(tokens)], wanted[at, : len(tokens)] = [batch[row].last, *tokens[:-1]], tokens
             origin[at], sizes[at] = row, len(tokens)
         self.programs.add((rows, heads, each, ends, shared))
-        log_probs, greedy = jax.device_get(self._score(params, cache, (before, counts, fed, wanted, origin, sizes), shared))
-        return [place for _, place, _ in owners], log_probs[: len(owners)], greedy[: len(owners)]
+        hidden = self._read(params, cache, (before, counts, fed, origin, sizes), shared)
+        row, column = np.nonzero(np.arange(ends) < sizes[:, None])
+        picked = self._spread(row * ends + column), self._spread(wanted[row, column])
+        log_probs, correct = (x.reshape(-1)[: len(row)] for x in jax.device_get(self._score(params, hidden, *picked)))
+        first = np.cumsum([0, *sizes[: len(owners) - 1]])
+        return [place for _, place, _ in owners], np.add.reduceat(log_probs, first), np.minimum.reduceat(correct, first) > 0
+
+    def _spread(self, values: np.ndarray) -> np.ndarray:
+        """int32 [ways, n], in few sizes: the values, then zeros."""
+        size = -(-width(len(values)) // self.ways) * self.ways
+        return np.pad(values, (0, size - len(values))).astype(np.int32).reshape(self.ways, -1)
 
     def _rounded(self, rows: int) -> int:
-        """A power of two, and a multiple of what the mesh deals out."""
-        return -(-(1 << (rows - 1).bit_length()) // self.ways) * self.ways
+        """A power of two or three quarters of one, and a multiple of what the mesh deals out."""
+        most = 1 << (rows - 1).bit_length()
+        return -(-(most * 3 // 4 if most >= 4 and rows <= most * 3 // 4 else most) // self.ways) * self.ways
 
     def _read_shared(self, params: Any, tokens: jax.Array, count: int) -> caches.Cache:
         """The cache of one row with the beginning that all texts share."""
         tokens = jnp.repeat(tokens, self.ways, axis=0)
         return self.model.decode(params, tokens, self.model.init_cache(self.ways, count), fresh=True)[1]
 
-    def _read_batch(self, params: Any, shared_cache: Any, arrays: tuple, shared: int) -> tuple[jax.Array, jax.Array]:
-        before, counts, fed, wanted, origin, sizes = arrays
+    def _read_batch(self, params: Any, shared_cache: Any, arrays: tuple, shared: int) -> jax.Array:
+        """What comes out above the continuations, [each, ends, D]."""
+        before, counts, fed, origin, sizes = arrays
         rows, heads, ends = before.shape[0], before.shape[1], fed.shape[1]
         cache = self.model.init_cache(rows, min(shared + heads + ends, self.length), chunk=max(heads, ends))
         if shared:
@@ -161,12 +184,12 @@ class Likelihoods:
         if heads:
             cache = self.model.decode(params, before, cache, counts=counts, fresh=not shared)[1]
         cache = caches.reordered(cache, origin)
-        hidden, _ = self.model.decode(params, fed, cache, counts=sizes)
-        found = self.model.log_probs(params, hidden, wanted)
-        real = jnp.arange(ends) < sizes[:, None]
-        log_probs = jnp.sum(jnp.where(real, found.log_probs, 0.0), axis=1)
-        greedy = jnp.all(jnp.where(real, found.correct, 1.0) > 0, axis=1)
-        return rules.constrain(log_probs, None), rules.constrain(greedy, None)  # every process gets all of them
+        return self.model.decode(params, fed, cache, counts=sizes)[0]
+
+    def _score_tokens(self, params: Any, hidden: jax.Array, picked: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of tokens int32 [ways, n] at places of hidden [each, ends, D], and whether they are the likeliest."""
+        found = self.model.log_probs(params, hidden.reshape(-1, hidden.shape[-1])[picked], wanted)
+        return rules.constrain(found.log_probs, None, None), rules.constrain(found.correct, None, None)  # every process gets all of them
 
 
 def _grouped(pairs: Sequence[tuple[Ids, Ids]]) -> list[_Text]:

@@ -3,8 +3,9 @@
     pip install 'jaxllm[evals]'
     python -m jaxllm.stages.harness --model jaxllm --model_args workdir=DIR --tasks hellaswag,gsm8k
 
-takes every word that `lm_eval` takes; `lm_eval` itself loads no models from outside (its `--include_path` is for tasks), which is why the
-command is ours. DIR is a work directory or a Hugging Face folder. The other words of `--model_args` are the arguments of `Jaxllm`. In Python:
+takes every word that `lm_eval` takes; `lm_eval` itself loads no models from outside (its `--include_path` is for tasks), which is why
+the command is ours. DIR is a work directory or a Hugging Face folder; the other words of `--model_args` are the arguments of `Jaxllm`.
+In Python:
 
     import lm_eval
     from jaxllm.stages import harness
@@ -21,7 +22,7 @@ from typing import Any
 try:
     from lm_eval.api.model import LM
 except ModuleNotFoundError as error:
-    if error.name != "lm_eval":
+    if (error.name or "").partition(".")[0] != "lm_eval":
         raise
     MISSING = "jaxllm.stages.harness needs lm-evaluation-harness. Run: pip install 'jaxllm[evals]'"
     if __name__ == "__main__":

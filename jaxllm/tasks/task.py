@@ -80,7 +80,8 @@ class Task:
 class Choice(Task):
     """Several continuations, of which the model should find one likeliest.
 
-    The metrics are lm-evaluation-harness's: `accuracy` by the sum of log-probabilities, `accuracy_norm` by the sum per character of the choice.
+    The metrics are lm-evaluation-harness's acc and acc_norm: `accuracy` by the sum of log-probabilities, `accuracy_norm` by the sum per
+    character of the choice.
     """
 
     FIELDS: ClassVar[Fields] = (("query", "choices", "gold"),)

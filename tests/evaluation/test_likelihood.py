@@ -80,7 +80,7 @@ def test_a_mesh_changes_no_number():
 
 
 def test_widths_are_few_and_close():
-    assert [width(n) for n in (1, 16, 17, 128, 129, 256, 257, 1000)] == [16, 16, 32, 128, 160, 256, 320, 1024]
+    assert [width(n) for n in (1, 5, 16, 17, 128, 129, 256, 257, 1000)] == [4, 8, 16, 32, 128, 160, 256, 320, 1024]
     assert len({width(n) for n in range(1, 4097)}) < 40 and all(n <= width(n) < max(n + 16, 1.26 * n) for n in range(1, 4097))
 
 

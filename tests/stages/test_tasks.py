@@ -165,7 +165,7 @@ def test_training_text_that_is_not_there_is_told(stage, trained, tmp_path, capsy
 def test_ctrl_c_and_sigterm_say_how_to_go_on(tasks_too, stage, trained, capsys, monkeypatch):
     terminate = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     monkeypatch.setattr(Suite, "run", terminate)
-    monkeypatch.setattr(evaluate, "perplexity", terminate)
+    monkeypatch.setattr(evaluate, "open_model", terminate)
     before = signal.getsignal(signal.SIGTERM)
     assert stage("evaluate", "--workdir", trained, *(["--tasks", "arithmetic"] if tasks_too else [])) == 75
     last = capsys.readouterr().err.splitlines()[-1]
