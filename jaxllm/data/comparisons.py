@@ -1,6 +1,7 @@
-"""What people said of answers, in the forms that they have it in: pairs, rankings, votes, labels, verdicts on rules; told by fields and said."""
+"""What people said of answers, in the forms they have it in (pairs, rankings, votes, labels, verdicts on rules), told by fields and said."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import Counter
@@ -239,7 +240,7 @@ def detect(record: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     Raises:
       Problem: it fits none, or several.
     """
-    fitting = {name: fields for name, form in FORMATS.items() if (fields := fields_of(record, form)) is not None}
+    fitting = {name: found for name, form in FORMATS.items() if (found := fields_of(record, form)) is not None}
     if len(fitting) != 1:
         fields = ", ".join(sorted(map(str, record))[:8]) or "nothing"
         said = f"fits the formats {', '.join(fitting)}" if fitting else f"fits no format of comparisons ({', '.join(FORMATS)})"
@@ -265,9 +266,8 @@ def judged(record: Mapping[str, Any], where: str, reading: Reading) -> Judged:
             raise Problem(f"lacks fields of the format {name!r}, which are {', '.join(FORMATS[name].fields)}")
         prompt, answers, value, margin = FORMATS[name].read(record, reading)
         tools = tools_of(record.get("tools") or record.get("functions"))
-        for (one, rank), (other, worse) in zip(answers, answers[1:], strict=False):
-            if one == other and rank != worse:
-                raise Problem("prefers an answer to the very same one")
+        if any(one == other and rank != worse for (one, rank), (other, worse) in itertools.combinations(answers, 2)):
+            raise Problem("prefers an answer to the very same one")
     except (Problem, KeyError, TypeError, AttributeError, ValueError) as error:
         problem = str(error) if isinstance(error, Problem) else f"is not of the format {name!r}: {type(error).__name__}: {error}"
         raise WrongDialogue(Dialogue((), where=where), problem) from None

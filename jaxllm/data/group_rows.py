@@ -112,9 +112,22 @@ def fit_groups(
     listed = tuple(TooLong(name, g, int(lengths[starts[g] : said.ends[g]].sum()), fates[g]) for g in long[:LISTED].tolist())
     count = list(fates.values()).count
     trained = int(np.add.reduceat(groups.answers.trained.astype(np.int64), starts)[kept].sum())
-    counts = {"tokens": int(totals[kept].sum()), "trained": trained, "truncated": count("truncated"), "skipped": count("skipped")}
-    common = {"examples": groups.answers, "kept": kept, "lengths": places, "prefix": prefix, "room": shape.sequence_length}
-    return GroupSource(name, **common, **counts, too_long=listed, groups=groups, caps=caps[kept], identical=count("made identical"))
+    return GroupSource(
+        name,
+        groups.answers,
+        kept,
+        places,
+        prefix,
+        room=shape.sequence_length,
+        tokens=int(totals[kept].sum()),
+        trained=trained,
+        truncated=count("truncated"),
+        skipped=count("skipped"),
+        too_long=listed,
+        groups=groups,
+        caps=caps[kept],
+        identical=count("made identical"),
+    )
 
 
 def fair_cap(lengths: np.ndarray, room: int) -> int:
@@ -195,7 +208,8 @@ Partners = Callable[[np.ndarray], np.ndarray]
 def borrowed(own: Example, other: Example) -> Example:
     """A prompt with another's answer, for KTO's baseline."""
     mine, theirs = (int(np.argmax(example.weights > 0)) for example in (own, other))
-    return Example(*(np.concatenate([getattr(own, p)[:mine], getattr(other, p)[theirs:]]) for p in ("tokens", "weights", "turns")), ())
+    tokens, weights, turns = (np.concatenate([a[:mine], b[theirs:]]) for a, b in zip(own[:3], other[:3], strict=True))
+    return Example(tokens, weights, turns, ())
 
 
 class GroupReader:
@@ -237,9 +251,7 @@ class GroupReader:
         assert partners is None or (shape.groups == shape.answers == 1), shape
         self.shape, self.batch_size, self.packing = shape, shape.batch_size, packing
         self.sources = tuple(
-            fit_groups(
-                name, store, shape, packed=packing == "packed", too_long=too_long, prefix=(prefixes or {}).get(name, NO_PREFIX)
-            )
+            fit_groups(name, store, shape, packed=packing == "packed", too_long=too_long, prefix=(prefixes or {}).get(name, NO_PREFIX))
             for name, store in stores.items()
         )
         self._partners, self._once = partners, seed is None
@@ -254,7 +266,9 @@ class GroupReader:
         length, elements = self.layout.find(step, row)
         if self._once and len(elements.epoch) and elements.epoch.max() > 0:  # the last batch of an eval set is filled up with nothing
             elements = Elements(*(array[:0] for array in elements))
-        return length, [Placed(self.sources[source], item) for source, item in zip(elements.source.tolist(), elements.item.tolist(), strict=True)]
+        return length, [
+            Placed(self.sources[source], item) for source, item in zip(elements.source.tolist(), elements.item.tolist(), strict=True)
+        ]
 
     def rows(self, step: int, row_indices: Sequence[int] | np.ndarray | None = None, turns: bool = False) -> Rows:
         """Rows of the global batch of a step; see `pipeline.Reader.rows`, `group_row` and `partners`."""
@@ -304,5 +318,7 @@ class GroupReader:
             f" {s.identical:,} left out as truncation would make their answers equal, {100 * share:.1f} % of the groups drawn."
             for s, share in zip(self.sources, self._order.shares, strict=True)
         ]
-        long = [f"{x.source}: group {x.example} has {x.length:,} tokens, longer than a row: {x.fate}." for s in self.sources for x in s.too_long]
+        long = [
+            f"{x.source}: group {x.example} has {x.length:,} tokens, longer than a row: {x.fate}." for s in self.sources for x in s.too_long
+        ]
         return [*lines, *long[:LISTED], f"Rows are {self.packing}, of up to {self.shape.groups} groups of {self.shape.answers} answers."]

@@ -1,4 +1,4 @@
-"""Whether scores agree with people, and whether they are as sure as they are right: accuracy by margin, calibration, ranking of verdicts."""
+"""Whether scores agree with people, and are as sure as they are right: accuracy by margin, calibration, the ranking of verdicts."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping

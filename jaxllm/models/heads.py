@@ -1,5 +1,6 @@
 """Heads on a trunk: scalar scores, classes, and ensembles of them with fixed random priors, read at the last token of each segment."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class Head:
     def _sizes(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of each layer of a member."""
         widths = (self.width, *self.hidden, self.num_outputs)
-        return list(zip(widths[:-1], widths[1:], strict=True))
+        return list(itertools.pairwise(widths))
 
     def axes(self) -> Params:
         """The tree of `init` with a tuple of logical axis names for each array: members are stacked, the last dim is an output."""
@@ -113,4 +114,3 @@ def sums_of_segments(values: jax.Array, segments: jax.Array, num_slots: int) -> 
     """float32 [B, S]: the sum over each segment's tokens of values [B, T]; segment s + 1 is slot s, segment 0 is padding."""
     slots = jnp.arange(1, num_slots + 1, dtype=jnp.int32)
     return jnp.sum(jnp.where(segments[:, :, None] == slots, values.astype(jnp.float32)[:, :, None], 0.0), axis=1)
-

@@ -172,11 +172,12 @@ def open_data(config: ConfigDict, wants: Callable[[ConfigDict], Wants]) -> Compa
         check_kind(name, one.store, needs)
     held = {source.name: out for source in train if (out := found[source.name].eval()) is not None}
     told: dict[str, Groups] = {source.name: found[source.name].store for source in evals}
-    parted = [{name: singles(groups) if needs.alone else groups for name, groups in part.items()} for part in (
-        {source.name: found[source.name].train() for source in train}, held | told
-    )]
+    parted: list[dict[str, Groups]] = [
+        {name: singles(groups) if needs.alone else groups for name, groups in part.items()}
+        for part in ({source.name: found[source.name].train() for source in train}, held | told)
+    ]
     given = {source.name: float(source.weight) for source in train if source.weight is not None}
-    return ComparisonData(tokenizer, *parted, said, given or None, needs)
+    return ComparisonData(tokenizer, parted[0], parted[1], said, given or None, needs)
 
 
 def check_kind(name: str, groups: Groups, needs: Wants) -> None:

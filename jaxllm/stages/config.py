@@ -26,7 +26,18 @@ def model_fields() -> list[str]:
     return [f"model.{f.name}" for f in dataclasses.fields(ModelConfig)]
 
 
-COUNTS = ("reward.answers", "reward.members", "reward.classes", "steps", "batch_size", "sequence_length", "microbatches", "checkpoint.keep", "log.every", "early_stopping.patience")
+COUNTS = (
+    "reward.answers",
+    "reward.members",
+    "reward.classes",
+    "steps",
+    "batch_size",
+    "sequence_length",
+    "microbatches",
+    "checkpoint.keep",
+    "log.every",
+    "early_stopping.patience",
+)
 SIZES = (
     "checkpoint.every",
     "checkpoint.every_minutes",

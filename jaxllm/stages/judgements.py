@@ -1,4 +1,4 @@
-"""What people said of answers, as encoded groups: made once of a source, kept on the disk under a fingerprint of all that they depend on."""
+"""What people said of answers, as encoded groups: made once of a source, kept under a fingerprint of all that they depend on."""
 
 import contextlib
 import dataclasses

@@ -164,7 +164,10 @@ REWARD: dict[str, Key] = {
     "reward.tie_width": Key(1.0, float, "the parameter of rao_kupper and davidson"),
     "reward.centering": Key(0.0, float, "coefficient of the regulariser that holds the mean reward at 0; 0.01 is usual"),
     "reward.scale": Key(
-        "none", str, "after training: none, mean (a bias: reference answers score 0 in the mean) or unit (and a gain: deviation 1)", resume=True
+        "none",
+        str,
+        "after training: none, mean (a bias: reference answers score 0 in the mean) or unit (and a gain: deviation 1)",
+        resume=True,
     ),
     "reward.reference_samples": Key(256, int, "best answers of the training data that reward.scale is set on", resume=True),
     "reward.classes": Key(2, int, "multiclass: how many"),

@@ -1,4 +1,4 @@
-"""Preference tuning: comparisons or labels -> a model that answers as people prefer, without a reward model: DPO, KTO, ORPO and their kin."""
+"""Preference tuning: comparisons or labels -> a model that answers as people prefer, with no reward model: DPO, KTO and their kin."""
 
 import functools
 import inspect

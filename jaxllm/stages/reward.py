@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxllm.data.group_rows import Shape, shape_of
@@ -18,8 +19,11 @@ from jaxllm.losses.terms import Report, Term, Terms, check_choice
 from jaxllm.models import heads
 from jaxllm.models.heads import Head
 from jaxllm.models.model import Model
-from jaxllm.stages import comparisons, door, setup, train
+from jaxllm.parallel import hosts
+from jaxllm.parallel.mesh import make_mesh
+from jaxllm.stages import comparisons, door, opened, scored, setup, train, workdir
 from jaxllm.stages.comparisons import Wants
+from jaxllm.stages.config import resolve
 from jaxllm.stages.recipe import Beside, Objective, Recipe, Scorer
 
 
@@ -111,6 +115,7 @@ def loss_of(config: ConfigDict) -> Loss:
     """The row of `LOSSES` that a config asks for."""
     check_choice("reward.loss", config.reward.loss, LOSSES)
     check_choice("reward.ties", config.reward.ties, losses.TIES)
+    check_choice("reward.scale", config.reward.scale, ("none", "mean", "unit"))
     return LOSSES[config.reward.loss]
 
 
@@ -171,7 +176,7 @@ def objective(config: ConfigDict, model: Model) -> Objective:
 
 
 def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Scorer:
-    """The objective's means on a validation set, and accuracy by margin, calibration and what else `LOSSES` says; ensembles by their mean."""
+    """The objective's means on a validation set, and accuracy by margin, calibration and what `LOSSES` says; ensembles by their mean."""
     row, net, aim = loss_of(config), head(config, model), objective(config, model)
 
     @jax.jit
@@ -195,10 +200,11 @@ def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Scorer:
     return score
 
 
+open_data = functools.partial(comparisons.open_data, wants=wants)
 RECIPE = Recipe(
     "reward",
     objective,
-    functools.partial(comparisons.open_data, wants=wants),
+    open_data,
     scorer,
     scores=SCORES,
     beside=beside,
@@ -212,5 +218,25 @@ def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
-    """`jaxllm reward --config F --workdir D`"""
-    return door.main(RECIPE, args, overrides)
+    """`jaxllm reward --config F --workdir D`; at its end the scale of the scores is set, if asked for."""
+    code = door.main(RECIPE, args, overrides)
+    if code == 0 and not args.check and args.canary is None:
+        set_scale(args.workdir)
+    return code
+
+
+def set_scale(folder: str) -> None:
+    """Sets the bias, or gain and bias, of a finished reward model on the best answers of its training data, evenly drawn."""
+    config = resolve(workdir.read(folder)["config"])
+    if config.reward.scale == "none":
+        return
+    if jax.process_count() > 1:
+        hosts.say(f"reward.scale={config.reward.scale} is set by one process: run the same command once more with one.")
+        return
+    opening = list(opened.open_tokenizer(folder).opening)
+    samples = []
+    for groups in open_data(config).train.values():
+        firsts = np.concatenate([[0], groups.said.ends[:-1]])
+        samples += [np.asarray([*opening, *groups.answers.example(int(i)).tokens]) for i in firsts]
+    chosen = np.unique(np.linspace(0, len(samples) - 1, config.reward.reference_samples).astype(int))
+    scored.set_scale(folder, make_mesh(), [samples[i] for i in chosen], config.reward.scale)
