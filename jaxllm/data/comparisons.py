@@ -1,4 +1,4 @@
-"""What people said of answers, in the forms they have it in (pairs, rankings, votes, labels, verdicts on rules), told by fields and said."""
+"""What people said of answers, in the forms they have it in (pairs, rankings, votes, labels, verdicts), told by fields and said."""
 
 import dataclasses
 import itertools

@@ -16,18 +16,21 @@ import numpy as np
 from jaxllm.data.chat import Encoded
 from jaxllm.data.comparisons import Judged, Reading, Tally, records
 from jaxllm.data.conversations import check_share
-from jaxllm.data.dialogues import Dialogue, WrongDialogue
+from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, WrongDialogue
 from jaxllm.data.groups import Chosen, Group, Groups, GroupStore, is_whole, open_groups, write_groups
 from jaxllm.data.making import Say
 from jaxllm.data.objects import SUFFIXES
 from jaxllm.data.preparation import document_hash, held_out
 from jaxllm.data.prepared import default_root
 from jaxllm.data.sources import Source, list_files
-from jaxllm.stages.instructions import Encoding, Rules
+from jaxllm.stages.instructions import MADE, TASK, TRAIN_SEED, Encoding, Rules
 from jaxllm.stages.prepare import locked
+from jaxllm.tasks.catalog import open_task
+from jaxllm.tasks.task import Generation
 
 VERSION = 1  # raise it whenever the same files would give other groups
 TOGETHER = 256  # records encoded at a time
+TRIED = 16  # answers of later rows that a task is asked about
 
 
 class SourceGroups(NamedTuple):
@@ -70,11 +73,43 @@ def open_source(source: Source, reading: Reading, encoding: Encoding, rules: Rul
 
 def fingerprint(source: Source, reading: Reading, encoding: Encoding, rules: Rules) -> str:
     """Changes when the groups would."""
-    files, _ = list_files(dataclasses.replace(source, format=None), SUFFIXES)
-    of_files = [(file.name, file.size, file.stamp, file.format, file.compression) for file in files]
+    of_files: list[Any] = [source.path]
+    if not source.path.startswith(TASK) or "=" in source.path:
+        files, _ = list_files(dataclasses.replace(source, format=None, path=source.path.rpartition("=")[2]), SUFFIXES)
+        of_files = [(file.name, file.size, file.stamp, file.format, file.compression) for file in files]
     how = (encoding.identity, encoding.tokenizer.fingerprint)
     said = json.dumps(["comparisons", VERSION, of_files, dataclasses.astuple(reading), how, rules])
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+
+def of_task(source: Source, tally: Tally) -> Iterator[Judged]:
+    """Comparisons whose truth is known: of each row of `task:NAME` or `task:NAME=FILE` a right answer and that of a later row, which the
+    task scores lower.
+
+    Raises:
+      ValueError: an unknown task, one without answers of its own words, or wrong rows.
+    """
+    name, _, path = source.path.removeprefix(TASK).partition("=")
+    task, found = open_task(name, [path] if path else [], count=MADE, seed=TRAIN_SEED, part="train")
+    if not isinstance(task, Generation):
+        raise ValueError(f"{source.path}: a task of choices has no answers to compare. Give one whose answers are written.")
+    rows = list(found)
+    for number, row in enumerate(rows):
+        tally.records += 1
+        tally.formats[("task", (name,))] += 1
+        right, later = task.target(row).strip(), (rows[(number + k) % len(rows)] for k in range(1, min(TRIED, len(rows))))
+        worse = next((text for other in later if _scores_less(task, row, text := task.target(other).strip(), right)), None)
+        where = f"{source.path}:{number + 1}"
+        if worse is None:
+            tally.wrong.append(WrongDialogue(Dialogue((), where=where), "has no worse answer among those of later rows"))
+            continue
+        asked = Message("user", task.prompt(row), weight=0.0)
+        yield Judged(tuple(Dialogue((asked, Message(ASSISTANT, text)), where=where) for text in (right, worse)), (0.0, 1.0), where=where)
+
+
+def _scores_less(task: Generation, row: Any, text: str, right: str) -> bool:
+    """Whether the task thinks less of a text than of a right answer, by its first score."""
+    return next(iter(task.score(row, text).values())) < next(iter(task.score(row, right).values()))
 
 
 def prompt_of(dialogue: Dialogue) -> str:
@@ -94,7 +129,8 @@ class _Kept:
 
     def checked(self, encoding: Encoding, tick: Any, notes: dict[str, Any]) -> Iterator[Group]:
         """The groups; at their end, whether too many records were refused, and what the store shall remember of them."""
-        found = records(self.source, self.reading, self.tally)
+        made = self.source.path.startswith(TASK)
+        found = of_task(self.source, self.tally) if made else records(self.source, self.reading, self.tally)
         while batch := list(itertools.islice(found, TOGETHER)):
             yield from self._groups([one for one in batch if self._is_new(one)], encoding)
             tick(len(batch))
