@@ -74,7 +74,12 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="also write JSON lines here (default: WORKDIR/samples.jsonl)")
     parser.add_argument("--resume", action="store_true", help="go on where the lines of --output end")
     parser.add_argument("--best-of", type=int, metavar="N", help="draw N samples of each prompt and keep the best")
-    parser.add_argument("--rank-by", default="mean_log_prob", metavar="SCORE", help="what the best is: mean_log_prob (default)")
+    parser.add_argument(
+        "--rank-by",
+        default="mean_log_prob",
+        metavar="SCORE",
+        help="what the best is: mean_log_prob (default), or a reward model's work directory",
+    )
     parser.add_argument("--draft", metavar="DIR", help="a smaller model's work directory: it proposes, the distribution stays")
     parser.epilog = _keys_help(SAMPLE)
 
@@ -141,6 +146,8 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "data": _data,
     "pretrain": _pretrain,
     "sft": _pretrain,
+    "reward": _pretrain,
+    "preference": _pretrain,
     "evaluate": _evaluate,
     "tasks": lambda parser: None,
     "sample": _sample,

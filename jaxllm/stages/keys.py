@@ -153,6 +153,45 @@ SHARED: dict[str, Key] = {
     "profile.steps": Key(3, int, "updates in the profiler window", resume=True),
 }
 
+REWARD: dict[str, Key] = {
+    "reward.loss": Key(
+        "bradley_terry",
+        str,
+        "bradley_terry (pairs), ranking or pick_best (several answers), rating, binary or multiclass (labels; rules broken: binary)",
+    ),
+    "reward.answers": Key(2, int, "the most answers that a prompt has"),
+    "reward.ties": Key("half", str, "how pairs that are called equal are modelled: half, rao_kupper, davidson"),
+    "reward.tie_width": Key(1.0, float, "the parameter of rao_kupper and davidson"),
+    "reward.centering": Key(0.0, float, "coefficient of the regulariser that holds the mean reward at 0; 0.01 is usual"),
+    "reward.scale": Key(
+        "none",
+        str,
+        "after training: none, mean (a bias: reference answers score 0 in the mean) or unit (and a gain: deviation 1)",
+        resume=True,
+    ),
+    "reward.reference_samples": Key(256, int, "best answers of the training data that reward.scale is set on", resume=True),
+    "reward.classes": Key(2, int, "multiclass: how many"),
+    "reward.members": Key(1, int, "heads of an ensemble"),
+    "reward.hidden": Key([], list, "widths of an MLP between the model and each score; empty: one linear map"),
+    "reward.prior": Key(0.0, float, "factor of each head's fixed random network (Osband et al. 2018); 0: none"),
+}
+
+PREFERENCE: dict[str, Key] = {
+    "preference.loss": Key(
+        "dpo", str, "dpo, spin, robust, ipo, hinge, slic, cpo, simpo, orpo, apo_zero, apo_down, sppo, nca, bco, exo; of labels: kto"
+    ),
+    "preference.beta": Key(None, float, "the loss's beta (none: its published default)"),
+    "preference.label_smoothing": Key(None, float, "dpo (cDPO), robust, exo: share of wrong labels"),
+    "preference.gamma": Key(None, float, "simpo: the margin"),
+    "preference.margin": Key(None, float, "slic: the margin"),
+    "preference.reduction": Key(None, str, "dpo, ipo: log-ratios are the sum or the mean over tokens (none: the loss's default)"),
+    "preference.nll": Key(None, float, "coefficient of the negative log-likelihood of the chosen (none: the loss's own)"),
+    "preference.nll_over": Key("token", str, "what that is a mean over: token, sequence, sum"),
+    "preference.reference_free": Key(False, bool, "the reference is uniform: none is kept"),
+    "preference.desirable_weight": Key(None, float, "kto: weight of desirable answers (none: 1)"),
+    "preference.undesirable_weight": Key(None, float, "kto: weight of undesirable answers (none: 1)"),
+}
+
 TASKS: dict[str, Key] = {
     "tasks.names": Key(
         [],
@@ -235,7 +274,7 @@ ALIASES: dict[str, str] = {
     "intermediate_size": "model.mlp_width",
 }
 
-TRAINS = ("pretrain", "sft")  # stages that run config.steps updates, each with a RECIPE
+TRAINS = ("pretrain", "sft", "reward", "preference")  # stages that run config.steps updates, each with a RECIPE
 
 # What `jaxllm STAGE` does, in the order of a model's life.  One line each; `--help` prints them.
 STAGES: dict[str, str] = {
@@ -243,6 +282,8 @@ STAGES: dict[str, str] = {
     "data": "any training row as coloured tokens: what the model really trains on",
     "pretrain": "token files -> a language model",
     "sft": "dialogues -> a model that answers",
+    "reward": "comparisons, rankings, labels or verdicts on answers -> a model that scores them",
+    "preference": "comparisons or labels -> a model that answers as people prefer: dpo, kto, orpo, ...",
     "evaluate": "a trained model -> held-out loss, perplexity, bits per byte, by source; or its scores on tasks",
     "tasks": "the tasks that there are",
     "sample": "prompts -> text",

@@ -17,12 +17,15 @@ from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.logits import Sampling
 from jaxllm.sampling.text import Sample, Texts
-from jaxllm.stages import setup, workdir
+from jaxllm.stages import scored, setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.stages.opened import open_model, open_tokenizer
+from jaxllm.stages.scored import Ranking
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what of the config says how a token is drawn
-RANKINGS = {"mean_log_prob": lambda sample: sample.mean_log_prob}  # what --rank-by takes the best by
+RANKINGS: dict[str, Ranking] = {
+    "mean_log_prob": lambda samples: [sample.mean_log_prob for sample in samples]
+}  # what --rank-by takes the best by
 
 
 def read_prompts(args: Namespace) -> list[str]:
@@ -87,8 +90,10 @@ def _opened(folder: str, mesh: Any, step: int | None, config: ConfigDict | None)
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm sample --workdir D --prompt TEXT`; text on the terminal, JSON lines in samples.jsonl."""
     prompts = read_prompts(args)
-    if args.rank_by not in RANKINGS:
-        raise ValueError(f"Unknown --rank-by {args.rank_by!r}. Choose one of: {', '.join(RANKINGS)}.")
+    if args.rank_by not in RANKINGS and not scored.is_one(args.rank_by):
+        raise ValueError(
+            f"Unknown --rank-by {args.rank_by!r}. Choose one of: {', '.join(RANKINGS)}; or give the work directory of a reward model."
+        )
     if args.best_of is not None and args.best_of < 1:
         raise ValueError(f"--best-of {args.best_of} keeps the best of nothing. Give at least 1.")
     config = start(args, overrides)
@@ -111,7 +116,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
         done = made_before(output, prompts, kept, how | {"step": step}) if args.resume else 0
         samples = texts.samples(params, prompts, seed=config.seed, num_samples=each, skip=done // kept * each + done % kept)
         if args.best_of:
-            samples = best(samples, args.rank_by)
+            samples = best(samples, RANKINGS.get(args.rank_by) or scored.ranking(args.rank_by, mesh))
         write(samples, how | {"step": step}, output, total=len(prompts) * kept, done=done)
     if args.draft and texts.speed() and hosts.is_first():
         print(texts.speed(), file=sys.stderr)
@@ -121,12 +126,13 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def best(samples: Iterable[Sample], rank_by: str) -> Iterator[Sample]:
+def best(samples: Iterable[Sample], rank_by: Ranking) -> Iterator[Sample]:
     """The best sample of each prompt; of equal ones the first. Samples of one prompt follow one another, and their numbers start at 0."""
     group: list[Sample] = []
     for sample in itertools.chain(samples, [None]):
         if group and (sample is None or sample.number == 0):
-            yield max(group, key=RANKINGS[rank_by])
+            scores = rank_by(group)
+            yield group[max(range(len(group)), key=scores.__getitem__)]
             group = []
         if sample is not None:
             group.append(sample)

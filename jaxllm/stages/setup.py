@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +229,8 @@ def forward(model: Any, params: Any, batch: Mapping[str, Any], *, kind: str = "c
     )
 
 
-def optimizer(config: ConfigDict, axes: Any) -> Any:
-    """The optimizer with its schedule, from `optimizer.*` and `schedule.*`."""
+def optimizer(config: ConfigDict, axes: Any, still: Sequence[str] = ()) -> Any:
+    """The optimizer with its schedule, from `optimizer.*` and `schedule.*`; `still`: regexes of what the stage does not train."""
     from jaxllm.training.optimizers import make_optimizer
     from jaxllm.training.schedules import make_schedule
 
@@ -246,7 +246,7 @@ def optimizer(config: ConfigDict, axes: Any) -> Any:
         axes=axes,
         weight_decay=section.weight_decay,
         decay=list(section.decay) or None,
-        freeze=list(section.freeze),
+        freeze=[*section.freeze, *still],
         **options,
         **section.options.to_dict(),
     )
