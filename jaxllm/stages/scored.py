@@ -91,7 +91,7 @@ class RewardModel:
         for start in range(0, len(order), count):
             which = order[start : start + count]
             found[which] = self._padded([tokens[i] for i in which], count)
-        return self.scale.gain * found + self.scale.bias
+        return (self.scale.gain * found.astype(np.float64) + self.scale.bias).astype(np.float32)
 
     def _padded(self, rows: Sequence[np.ndarray], count: int) -> np.ndarray:
         longest = max(len(row) for row in rows)
