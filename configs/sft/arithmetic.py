@@ -2,7 +2,8 @@
 
 jaxllm sft --config configs/sft/arithmetic.py --workdir runs/arithmetic --config.init_from=runs/stdlib
 
-runs/stdlib is what configs/pretrain/stdlib_code.py trains. The questions are made here; a fifth of all there are is never trained on and asked.
+runs/stdlib is what configs/pretrain/stdlib_code.py trains. The questions are made here; a fifth of all there are is never trained on,
+and asked. On two cores of an AMD EPYC (2026-11-22, other work beside it), of 64 such sums 0 were right at step 0 and 4 at step 400.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stage": "sft",
-            "steps": 4 if tiny else 150,
+            "steps": 4 if tiny else 400,
             "batch_size": 16,
             "sequence_length": 64 if tiny else 128,
             "model": {
@@ -30,10 +31,10 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "data": {"train": [{"path": "task:arithmetic"}], "eval_fraction": 0.02},
             "chat": {"template": "bare"},
-            "optimizer": {"name": "adamw", "learning_rate": 2e-3, "b2": 0.95, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 4e-3, "b2": 0.95, "weight_decay": 0.0},
             "schedule": {"name": "cosine", "warmup": 0.1},
-            "checkpoint": {"every": 50},
-            "eval": {"every": 50, "batches": 2},
-            "tasks": {"names": ["arithmetic"], "limit": 64, "max_new_tokens": 6},
+            "checkpoint": {"every": 200},
+            "eval": {"every": 200, "batches": 2},
+            "tasks": {"names": ["arithmetic"], "limit": 8 if tiny else 64, "max_new_tokens": 8, "slots": 16},
         }
     )
