@@ -87,6 +87,12 @@ def _pair(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
     return [[Message("user", text_of(asked, "prompt")), Message(ASSISTANT, text_of(answered, "answer"))]]
 
 
+def _labelled(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
+    """A text, or a premise and a hypothesis, and the label as the answer: classification as soft prompts learn it."""
+    asked = "\n".join(text_of(record[name], name) for name in ("text", "premise", "hypothesis") if name in record)
+    return [[Message("user", asked), Message(ASSISTANT, str(record["label"]))]]
+
+
 PROMPTS, ANSWERS = ("prompt", "query", "question"), ("completion", "response", "answer")
 
 
@@ -108,6 +114,8 @@ FORMATS: dict[str, Format] = {
     "prompt_response": Format(("prompt", "response"), _pair),
     "query_answer": Format(("query", "answer"), _pair),
     "question_answer": Format(("question", "answer"), _pair),
+    "text_label": Format(("text", "label"), _labelled),  # these two never by their fields alone: a label is to be learnt if it is said
+    "premise_hypothesis": Format(("premise", "hypothesis", "label"), _labelled),
 }
 
 

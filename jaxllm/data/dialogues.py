@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 BOS, EOS = "{bos}", "{eos}"  # the tokenizer's own tokens, whatever they are called; no bos: nothing is put there
 ASSISTANT = "assistant"
+SAME = 4  # fields of a message that make it another: role, content, name, tool calls
 LOSSES = ("assistant", "last", "all")
 
 
@@ -157,7 +158,7 @@ def _trouble(dialogue: Dialogue, template: Template, i: int, before: str) -> str
     if template.follows is not None and message.role not in (allowed := template.follows.get(before, ())):
         place = f"after {before}" if before else "at the beginning"
         return f"where template {template.name!r} allows {' or '.join(allowed) or 'nothing'}: {place}"
-    if i and message._replace(weight=None) == dialogue.messages[i - 1]._replace(weight=None):
+    if i and message[:SAME] == dialogue.messages[i - 1][:SAME]:
         return f"that repeats message {i}"
     if message.weight is not None and not 0 <= message.weight < float("inf"):
         return f"of weight {message.weight}: give 0 or more"

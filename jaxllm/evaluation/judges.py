@@ -128,7 +128,7 @@ def rubric_judge(
     """A judge that is a model, asked in words.
 
     Args:
-      generate: prompts in, what the model writes out, one text each; None: it could not be asked.
+      generate: prompts in, what the model writes out, one text each; None: the prompt does not fit.
       rubric: what it is asked, with {prompt}, {first} and {second} where they go; it has to ask for [[A]], [[B]] or [[C]] (a tie).
         The last such mark in a text is the verdict; a text with none has no verdict.
       reasons: counts why verdicts are missing, in words.
@@ -152,7 +152,7 @@ def _marked(text: str | None, reasons: collections.Counter[str]) -> float | None
     """The last mark of a text."""
     if text is not None and (found := MARK.findall(text)):
         return MARKS[found[-1]]
-    reasons["could not be asked" if text is None else "no [[A]], [[B]] or [[C]]"] += 1
+    reasons["too long for the judge" if text is None else "no [[A]], [[B]] or [[C]]"] += 1
     return None
 
 

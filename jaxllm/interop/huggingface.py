@@ -16,6 +16,7 @@ from jaxllm.interop.places import Place, layers_of, places, shapes_of
 from jaxllm.interop.views import Weight
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.model import Model
+from jaxllm.ops.quantize import is_quantized
 from jaxllm.parallel import rules
 
 DTYPES = tuple(safetensors.CODES)  # that weights are written in
@@ -27,7 +28,13 @@ Tell = Callable[[int], None]  # is told how many bytes were done
 
 
 def load(
-    folder: Folder, family: str, model: Model, mesh: Any, tell: Tell = lambda done: None, say: Callable[[str], None] = lambda line: None
+    folder: Folder,
+    family: str,
+    model: Model,
+    mesh: Any,
+    tell: Tell = lambda done: None,
+    say: Callable[[str], None] = lambda line: None,
+    then: Callable[[str, jax.Array], Any] = lambda name, array: array,
 ) -> Any:
     """The parameters of a model, each read from the file straight into its shards.
 
@@ -40,6 +47,8 @@ def load(
       mesh: where the parameters shall lie.
       tell: progress, in bytes of our arrays.
       say: takes lines for people.
+      then: what is kept of each array, by name; made before the next is read. `quantized.quantize_leaf` makes a quantised base that never
+        lay there whole.
 
     Raises:
       ValueError: see `places`; or a number that is NaN or infinite.
@@ -49,7 +58,7 @@ def load(
     shardings = rules.shardings(model.axes(), mesh, shapes)
     leaves = {rules.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     lies = {rules.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, leaf in leaves.items():
         single = layers_of(name, model.config)
         read = partial(_read, folder, [where[each] for each in single], name != single[0], letters, leaf.dtype)
@@ -60,6 +69,7 @@ def load(
         arrays[name] = jax.make_array_from_single_device_arrays(leaf.shape, lies[name], shards)
         arrays[name].block_until_ready()  # before the next is read
         tell(arrays[name].nbytes)
+        arrays[name] = jax.block_until_ready(then(name, arrays[name]))
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[rules.path_name(path)], shapes)
 
 
@@ -122,10 +132,15 @@ def save(
       tell: progress, in bytes written.
 
     Raises:
-      ValueError: the family cannot say what this model is, an unknown dtype, or a number that is not finite in it.
+      ValueError: the family cannot say what this model is, an unknown dtype, a quantised base, or a number that is not finite in it.
     """
     if dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantized):
+        if is_quantized(leaf):
+            raise ValueError(
+                f"{rules.path_name(path)} is quantised, and weights are written whole: give what `quantize.whole` makes of them."
+            )
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # null, where transformers would put the family's own
     body = settings.write(family, config) | {"dtype": dtype, "torch_dtype": dtype} | ids | dict(more or {})
     (folder / CONFIG).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")

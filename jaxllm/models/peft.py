@@ -1,6 +1,7 @@
 """Parameter-efficient tuning by name: the table of methods, and the one door to them."""
 
 import dataclasses
+import types
 from typing import Any, get_args
 
 from jaxllm.models import adapters, last_layers, lora, prefixes, soft_prompts
@@ -46,7 +47,7 @@ def make(model: Model, name: str, **options: Any) -> Peft:
 
 def _check_kind(field: dataclasses.Field, value: Any) -> None:
     """Refuses a value of another kind than the field's."""
-    kinds = get_args(field.type) or (field.type,)
+    kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     kind = next((kind for kind in KINDS if kind in kinds), None)
     if kind is None or (value is None and type(None) in kinds):
         return

@@ -237,6 +237,8 @@ def weight(record: Quantized, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
 def project(spec: str, x: jax.Array, record: Quantized, axes: rules.LogicalAxes, dtype: str) -> jax.Array:
     """`einsum(spec, x, kernel)` with a quantised kernel, which has no gradient; for the backward pass its codes alone are kept.
 
+    Of layers that are not scanned, barriers see to it that one kernel at a time is dequantised; XLA:CPU of jax 0.10 does not heed them.
+
     Args:
       spec: an einsum.
       x: activations in `dtype`.

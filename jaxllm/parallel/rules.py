@@ -24,6 +24,7 @@ STORED: Rules = {
     "positions": None,  # learned positions
     "rank": None,  # the thin dim of an adapter
     "soft": None,  # soft tokens
+    "output": None,  # what a head of scores or classes gives
 }
 
 # What an activation, or a weight at the moment of its use, is cut along.
@@ -42,6 +43,7 @@ COMPUTE: Rules = {
     "positions": None,
     "rank": None,
     "soft": None,
+    "output": None,
 }
 
 # Dims that may have fewer parts than their mesh axis has devices, where those are a multiple: they stay whole on every device.

@@ -37,6 +37,8 @@ def canary(config: ConfigDict, recipe: Recipe, num_steps: int) -> int:
     Raises:
       ValueError: no steps, or no flags to compare with none.
     """
+    if recipe.fields(config):
+        raise ValueError(f"--canary draws rows of text, which `jaxllm {recipe.name}` cannot train on. Try it with a config for pretrain.")
     if num_steps < 1:
         raise ValueError(f"--canary {num_steps} compares nothing. Give 1 or more updates; 5 is usual.")
     setup.backend_flags(config)

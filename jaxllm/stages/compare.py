@@ -16,14 +16,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxllm.evaluation.agreement import agreement
-from jaxllm.evaluation.judges import RUBRIC, command_judge, rubric_judge
+from jaxllm.evaluation.judges import RUBRIC, command_judge, reward_judge, rubric_judge
 from jaxllm.evaluation.pairs import Pairs, paired, read_answers, read_labelled
 from jaxllm.evaluation.win_rate import Judge, Judged, judge_both_orders, length_controlled, preferences, win_rate
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.logits import Sampling
 from jaxllm.sampling.text import Texts, encode_prompt
-from jaxllm.stages import opened, scores, setup, tasks, workdir
+from jaxllm.stages import opened, scored, scores, setup, tasks, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.training.lock import hold
 from jaxllm.training.metrics import AFTERWARDS
@@ -128,7 +128,7 @@ def where(args: Namespace) -> str:
 
 
 def open_judge(args: Namespace, config: ConfigDict, mesh: Any) -> Bench:
-    """The program or the model that --judge names. A reward model's folder goes to `judges.reward_judge` once there are such models.
+    """The program or the model that --judge names; a reward model scores, another is asked in words.
 
     Raises:
       ValueError: nothing that can judge.
@@ -140,19 +140,24 @@ def open_judge(args: Namespace, config: ConfigDict, mesh: Any) -> Bench:
         except ValueError as error:
             raise ValueError(f"--judge {args.judge!r} cannot be cut into words: {error}. Quote as in a shell.") from None
         return Bench(command_judge(words, reasons=reasons), args.judge, False, reasons)
+    if scored.is_one(args.judge):
+        if args.rubric:
+            raise ValueError(f"--rubric is what a model is asked, and {args.judge} is a reward model, which scores. Leave it out.")
+        model = scored.open_reward(args.judge, mesh)
+        return Bench(reward_judge(model.scores), model.identity, True, reasons)
     if args.rubric and not Path(args.rubric).is_file():
         raise ValueError(f"There is no rubric {args.rubric!r}. Give a text file with {{prompt}}, {{first}} and {{second}} in it.")
     rubric = Path(args.rubric).read_text(encoding="utf-8") if args.rubric else RUBRIC
     rubric_judge(lambda texts: [], rubric)  # a rubric that leaves something out is told before the model is loaded
-    model, params, tokenizer, step = tasks.open_source(args.judge, mesh, None, config)
+    writer, params, tokenizer, step = tasks.open_source(args.judge, mesh, None, config)
     section = config.tasks
     size = {
         "length": section.length,
         "slots": -(-section.slots // mesh.size) * mesh.size,
         "max_new_tokens": section.max_new_tokens or WORDS,
     }
-    texts = Texts(model, tokenizer, sampling=Sampling(temperature=0.0), **size)
-    who = json.dumps([opened.identity(args.judge, step), rubric, texts.length, texts.max_new_tokens, model.dtype, config.seed])
+    texts = Texts(writer, tokenizer, sampling=Sampling(temperature=0.0), **size)
+    who = json.dumps([opened.identity(args.judge, step), rubric, texts.length, texts.max_new_tokens, writer.dtype, config.seed])
     return Bench(rubric_judge(asker(texts, params, config.seed), rubric, reasons), who, True, reasons)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxllm.models.config import ModelConfig
-from jaxllm.stages.keys import ALIASES, SAMPLE, SHARED, TASKS, Key
+from jaxllm.stages.keys import ALIASES, PREFERENCE, REWARD, SAMPLE, SHARED, TASKS, Key
 
-KEYS = SHARED | TASKS | SAMPLE
+KEYS = SHARED | REWARD | PREFERENCE | TASKS | SAMPLE
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", list: "a list", dict: "a table"}
 
 
@@ -26,16 +26,30 @@ def model_fields() -> list[str]:
     return [f"model.{f.name}" for f in dataclasses.fields(ModelConfig)]
 
 
-COUNTS = ("steps", "batch_size", "sequence_length", "microbatches", "checkpoint.keep", "log.every", "early_stopping.patience")
+COUNTS = (
+    "reward.answers",
+    "reward.members",
+    "reward.classes",
+    "steps",
+    "batch_size",
+    "sequence_length",
+    "microbatches",
+    "checkpoint.keep",
+    "log.every",
+    "early_stopping.patience",
+)
 SIZES = (
     "checkpoint.every",
     "checkpoint.every_minutes",
     "eval.every",
     "eval.batches",
     "z_loss",
+    "reward.centering",
+    "reward.prior",
     "schedule.final",
     "data.max_bad_share",
     "data.workers",
+    "optimizer.unfreeze_every",
     "model.logprobs_chunk",
     *(f"optimizer.{name}" for name in ("clip_norm", "learning_rate", "eps", "weight_decay", "spike_sigma")),
 )

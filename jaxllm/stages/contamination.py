@@ -67,7 +67,7 @@ def open_texts(entry: Any, source: str) -> list[Text]:
       ValueError: nothing that can be read.
     """
     if entry == RUN:
-        return _of_prepared(_own(source))
+        return _own(source)
     path = str(entry["path"] if isinstance(entry, dict) and "path" in entry else entry)
     if not is_remote(path) and Path(path, INDEX_FILE).is_file():
         return _of_prepared(open_prepared(path))
@@ -81,12 +81,15 @@ def open_texts(entry: Any, source: str) -> list[Text]:
     return [Text(piece.size, reader(piece)) for file in files for piece in cut(0, file, PIECE_BYTES)]
 
 
-def _own(source: str) -> Prepared:
-    """The token files that a run was trained on."""
-    prepared = None if folders.is_one(source) else workdir.read(source).get("prepared")
-    if prepared is None:
+def _own(source: str) -> list[Text]:
+    """What a run was trained on: its token files, or the files of data.train where it made none (tuning)."""
+    record = {} if folders.is_one(source) else workdir.read(source)
+    if "prepared" in record:
+        return _of_prepared(open_prepared(record["prepared"]))
+    entries = record["config"]["data"]["train"] if record else []
+    if not entries:
         raise ValueError(f"{source} does not say what it was trained on. Name the text: --config.tasks.contamination=FILE,FOLDER.")
-    return open_prepared(prepared)
+    return [text for entry in entries for text in open_texts({"path": entry["path"]}, source)]
 
 
 def _of_prepared(prepared: Prepared) -> list[Text]:

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from jaxllm.evaluation.perplexity import SCORES
+from jaxllm.models.adapted import Adapted
 from jaxllm.parallel import hosts
-from jaxllm.stages import compare, inputs, setup, tasks, tuning, workdir
+from jaxllm.stages import compare, inputs, opened, setup, tasks, tuning, workdir
 from jaxllm.stages.config import parse_overrides, resolve
 from jaxllm.stages.keys import TRAINS
 from jaxllm.stages.opened import open_model
@@ -74,14 +74,17 @@ def held_out(args: Namespace, overrides: Sequence[str]) -> int:
             f"{args.workdir} holds no document out. Name text to score: --config.data.eval=FILE, or train with data.eval_fraction."
         )
     model, params, step = open_model(args.workdir, mesh, args.step, config)
-    score, soft = recipe.scorer(config, model, data.tokenizer), tuning.make(config, model).soft()
+    score = recipe.scorer(config, model, data.tokenizer)
+    tuned = tuning.make(config, model, beside=recipe.beside(config, model))
+    soft = tuned.soft()
+    frozen = {"base": params.base} if isinstance(params, Adapted) else opened.frozen(config, mesh, tuned, data.tokenizer.fingerprint)
     scores = {}
     with jax.set_mesh(mesh):
         for name in data.eval_names():
-            scores[name] = score(params, inputs.eval_batches(config, mesh, data.eval_reader(config, name, soft)))
+            scores[name] = score(params, frozen, inputs.eval_batches(config, mesh, data.eval_reader(config, name, soft)))
             if hosts.is_first():
                 print(json.dumps({"step": step, "name": name, **scores[name]}), flush=True)
-    show(scores, f"{args.workdir}, step {step}")
+    show(scores, f"{args.workdir}, step {step}", recipe.scores)
     text = f"{data.content}, {config.eval.batches or 'all'} batches"
     keep([{"step": step, "name": name, **found, "text": text} for name, found in scores.items()], args.workdir)
     hosts.finish()
@@ -103,7 +106,7 @@ def keep(records: Sequence[Mapping[str, Any]], place: str) -> None:
         hosts.say(f"Not recorded in evals.jsonl: {error}")
 
 
-def show(scores: dict[str, dict[str, float]], title: str) -> None:
+def show(scores: dict[str, dict[str, float]], title: str, columns: Sequence[str]) -> None:
     """A table of scores on standard error."""
     if not hosts.is_first():
         return
@@ -112,9 +115,9 @@ def show(scores: dict[str, dict[str, float]], title: str) -> None:
 
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("set")
-    for column in SCORES:
+    for column in columns:
         table.add_column(column, justify="right")
     for name, row in scores.items():
-        cells = [f"{row[c]:,.0f}" if c == "tokens" else f"{row[c]:.4f}" if c in row else "-" for c in SCORES]
+        cells = [f"{row[c]:,.0f}" if c == "tokens" else f"{row[c]:.4f}" if c in row else "-" for c in columns]
         table.add_row(name, *cells)
     Console(stderr=True).print(table)

@@ -154,8 +154,9 @@ def check_content(config: ConfigDict, data: Any, folder: str, keys: Sequence[str
 
 
 def row_shardings(mesh: Any) -> dict[int, NamedSharding]:
-    """How the arrays of a batch lie, by their rank: [B] and [B, T]."""
-    return {rank: NamedSharding(mesh, rules.spec(("batch", "sequence")[:rank], rules.COMPUTE)) for rank in (1, 2)}
+    """How the arrays of a batch lie, by their rank: [B], [B, T] and [B, G, K], of groups of answers."""
+    axes = {1: ("batch",), 2: ("batch", "sequence"), 3: ("batch", None, None)}
+    return {rank: NamedSharding(mesh, rules.spec(names, rules.COMPUTE)) for rank, names in axes.items()}
 
 
 def placement(config: ConfigDict, mesh: Any) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:

@@ -28,7 +28,7 @@ from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.stages.prepare import locked
 from jaxllm.tasks.catalog import open_task
 
-VERSION = 1  # raise it whenever the same files would give other examples
+VERSION = 2  # raise it whenever the same files would give other examples
 TASK, MADE, TRAIN_SEED = "task:", 20_000, 1  # of tasks that make their rows: how many, and from which seed
 TOGETHER = 512  # dialogues encoded at a time
 HELD, REFUSED = "held_out.npy", "refused.jsonl"

@@ -100,6 +100,9 @@ SHARED: dict[str, Key] = {
     "optimizer.weight_decay": Key(None, float, "decoupled weight decay (None: the optimizer's published default)"),
     "optimizer.decay": Key([], list, "regexes of parameter names that decay; empty: all matrices"),
     "optimizer.freeze": Key([], list, "regexes of parameter names that are not trained"),
+    "optimizer.unfreeze_every": Key(
+        0, int, "gradual unfreezing: updates after which the next lower layer learns too; 0: all from the start"
+    ),
     "optimizer.clip_norm": Key(1.0, float, "global gradient norm is clipped to this; 0: never"),
     "optimizer.mu_dtype": Key(None, str, "dtype of the first moment, bfloat16 say"),
     "optimizer.ema_decay": Key(0.0, float, "decay of the running mean of the parameters; 0: none"),
@@ -114,6 +117,7 @@ SHARED: dict[str, Key] = {
     "peft.name": Key(
         None, str, "train a small tree beside a frozen base: lora, dora, houlsby, prompt, ... (jaxllm sft --methods lists them)"
     ),
+    "peft.init_from": Key(None, str, "a folder of Hugging Face's PEFT to start the adapters from; it says which method they are of"),
     "peft.rank": Key(None, int, "lora and its kin: rank (none: 8)"),
     "peft.alpha": Key(None, float, "lora and its kin: alpha, the scale times the rank (none: the rank's default)"),
     "peft.dropout": Key(None, float, "lora and its kin: dropout on what goes into the adapter"),
@@ -122,7 +126,7 @@ SHARED: dict[str, Key] = {
     "peft.layers": Key(None, int, "last_n: how many of the last layers are trained"),
     "peft.task": Key(None, str, "of several soft prompts, the one to read and write with: the name of its source", resume=True),
     "peft.quantize": Key("none", str, "how the frozen base is stored: none, int8, nf4 (QLoRA)"),
-    "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, init, ..."),
+    "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, start, num_tasks, ..."),
     "parallel.replica": Key(1, int, "data parallel across slices", resume=True),
     "parallel.fsdp": Key(-1, int, "data parallel with sharded parameters; -1 takes what is left", resume=True),
     "parallel.stage": Key(1, int, "pipeline stages (comes later)", resume=True),
@@ -151,6 +155,45 @@ SHARED: dict[str, Key] = {
     "xla.options": Key({}, dict, "compiler options by name; they win over xla.flags", resume=True),
     "profile.start": Key(0, int, "first update of the profiler window; 0: no profile", resume=True),
     "profile.steps": Key(3, int, "updates in the profiler window", resume=True),
+}
+
+REWARD: dict[str, Key] = {
+    "reward.loss": Key(
+        "bradley_terry",
+        str,
+        "bradley_terry (pairs), ranking or pick_best (several answers), rating, binary or multiclass (labels; rules broken: binary)",
+    ),
+    "reward.answers": Key(2, int, "the most answers that a prompt has"),
+    "reward.ties": Key("half", str, "how pairs that are called equal are modelled: half, rao_kupper, davidson"),
+    "reward.tie_width": Key(1.0, float, "the parameter of rao_kupper and davidson"),
+    "reward.centering": Key(0.0, float, "coefficient of the regulariser that holds the mean reward at 0; 0.01 is usual"),
+    "reward.scale": Key(
+        "none",
+        str,
+        "after training: none, mean (a bias: reference answers score 0 in the mean) or unit (and a gain: deviation 1)",
+        resume=True,
+    ),
+    "reward.reference_samples": Key(256, int, "best answers of the training data that reward.scale is set on", resume=True),
+    "reward.classes": Key(2, int, "multiclass: how many"),
+    "reward.members": Key(1, int, "heads of an ensemble"),
+    "reward.hidden": Key([], list, "widths of an MLP between the model and each score; empty: one linear map"),
+    "reward.prior": Key(0.0, float, "factor of each head's fixed random network (Osband et al. 2018); 0: none"),
+}
+
+PREFERENCE: dict[str, Key] = {
+    "preference.loss": Key(
+        "dpo", str, "dpo, spin, robust, ipo, hinge, slic, cpo, simpo, orpo, apo_zero, apo_down, sppo, nca, bco, exo; of labels: kto"
+    ),
+    "preference.beta": Key(None, float, "the loss's beta (none: its published default)"),
+    "preference.label_smoothing": Key(None, float, "dpo (cDPO), robust, exo: share of wrong labels"),
+    "preference.gamma": Key(None, float, "simpo: the margin"),
+    "preference.margin": Key(None, float, "slic: the margin"),
+    "preference.reduction": Key(None, str, "dpo, ipo: log-ratios are the sum or the mean over tokens (none: the loss's default)"),
+    "preference.nll": Key(None, float, "coefficient of the negative log-likelihood of the chosen (none: the loss's own)"),
+    "preference.nll_over": Key("token", str, "what that is a mean over: token, sequence, sum"),
+    "preference.reference_free": Key(False, bool, "the reference is uniform: none is kept"),
+    "preference.desirable_weight": Key(None, float, "kto: weight of desirable answers (none: 1)"),
+    "preference.undesirable_weight": Key(None, float, "kto: weight of undesirable answers (none: 1)"),
 }
 
 TASKS: dict[str, Key] = {
@@ -235,7 +278,7 @@ ALIASES: dict[str, str] = {
     "intermediate_size": "model.mlp_width",
 }
 
-TRAINS = ("pretrain", "sft")  # stages that run config.steps updates, each with a RECIPE
+TRAINS = ("pretrain", "sft", "reward", "preference")  # stages that run config.steps updates, each with a RECIPE
 
 # What `jaxllm STAGE` does, in the order of a model's life.  One line each; `--help` prints them.
 STAGES: dict[str, str] = {
@@ -243,6 +286,8 @@ STAGES: dict[str, str] = {
     "data": "any training row as coloured tokens: what the model really trains on",
     "pretrain": "token files -> a language model",
     "sft": "dialogues -> a model that answers",
+    "reward": "comparisons, rankings, labels or verdicts on answers -> a model that scores them",
+    "preference": "comparisons or labels -> a model that answers as people prefer: dpo, kto, orpo, ...",
     "evaluate": "a trained model -> held-out loss, perplexity, bits per byte, by source; or its scores on tasks",
     "tasks": "the tasks that there are",
     "sample": "prompts -> text",

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from ml_collections import ConfigDict
 
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.data.tokenizers import make_tokenizer
-from jaxllm.interop import folders, huggingface, places, settings, tokenizer_files
+from jaxllm.interop import folders, huggingface, peft_folders, places, settings, tokenizer_files
+from jaxllm.models import heads
 from jaxllm.models.adapted import Adapted
 from jaxllm.parallel import hosts, rules
-from jaxllm.stages import setup, tuning, workdir
+from jaxllm.stages import recipes, setup, tuning, workdir
 from jaxllm.stages.config import resolve
 from jaxllm.stages.init_from import Source, fill
+from jaxllm.stages.keys import TRAINS
+from jaxllm.stages.recipe import Beside
 from jaxllm.training import loading, manifest
 
 EDGE = 1 << 20  # bytes at either end of a file of weights that its identity looks at
@@ -44,7 +48,7 @@ def open_model(folder: str, mesh: Any, step: int | None = None, config: ConfigDi
     averaged = any(name.startswith("state/ema/") for name in found.arrays)
     dtype = "float32" if averaged else model.param_dtype  # the average's own, as training scores it
     model = dataclasses.replace(model, scan_layers=found.metadata["scan_layers"], param_dtype=dtype)
-    tuned = tuning.make(config, model)
+    tuned = tuning.make(config, model, beside=beside(record, config, model))
     trained = loading.load_part(place, found, tuned.abstract(config, mesh), "state/ema" if averaged else "state/params")
     if tuned.method is None:
         return model, trained, found.step
@@ -53,6 +57,13 @@ def open_model(folder: str, mesh: Any, step: int | None = None, config: ConfigDi
             f"{folder} holds {config.peft.name} adapters of {config.init_from}, whose weights are others by now. Bring the old ones back."
         )
     return model, tuned.whole(trained, frozen(config, mesh, tuned, record["tokenizer"])), found.step
+
+
+def beside(record: Mapping[str, Any], config: ConfigDict, model: Any) -> Beside:
+    """What the stage of a run's record has beside its model: a head, say. A run that is opened needs no reference."""
+    if record["stage"] not in TRAINS:
+        return Beside()
+    return recipes.recipe_of(config, record["stage"]).beside(config, model)._replace(reference=False)
 
 
 def open_tokenizer(folder: str, task: str | None = None) -> Tokenizer:
@@ -67,7 +78,7 @@ def open_tokenizer(folder: str, task: str | None = None) -> Tokenizer:
     """
     tokenizer, record = workdir.own_tokenizer(folder), workdir.read(folder)
     config = resolve(record["config"])
-    soft = tuning.make(config, setup.model(config, record.get("vocab_size"))).soft() if config.peft.name else None
+    soft = tuning.make(config, setup.model(config, record.get("vocab_size"))).soft() if config.peft.name or config.peft.init_from else None
     if soft is not None:
         names = record["tasks"]
         if (task is None and soft.num_tasks > 1) or (task is not None and task not in names):
@@ -111,6 +122,7 @@ def open_source(source: str, mesh: Any, model: Any) -> Source:
             method = tuning.make(resolve(record["config"]), there).method
             with jax.set_mesh(mesh):
                 params = jax.jit(method.merge)(*params)
+        params = {name: tree for name, tree in params.items() if name != heads.NAME}
         return Source(there, params, f"{source}, step {step}", record.get("tokenizer"))
     folder = folders.open_folder(source)
     family, shape = places.read_config(folder)
@@ -147,10 +159,11 @@ def initial_weights(config: ConfigDict, mesh: Any, model: Any, tokenizer: str) -
 
 
 def source(config: ConfigDict, tuned: tuning.Tuned) -> dict[str, str]:
-    """What a checkpoint says of the base that its adapters belong to."""
-    if tuned.method is None:
+    """What a checkpoint says of the base that its adapters belong to, or of the reference that it was compared with."""
+    if tuned.method is None and not tuned.beside.reference:
         return {}
-    return {"base": identity(config.init_from) if config.init_from else f"drawn from seed {config.seed}"}
+    name = "reference" if tuned.method is None else "base"
+    return {name: identity(config.init_from) if config.init_from else f"drawn from seed {config.seed}"}
 
 
 def identity(folder: str, step: int | None = None) -> str:
@@ -173,7 +186,7 @@ def _digest(parts: Any) -> str:
 
 
 def frozen(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, tokenizer: str | None) -> dict[str, Any]:
-    """What the step reads and never trains: the base under adapters, from `init_from` or drawn.
+    """What the step reads and never trains: the base under adapters, or the reference, from `init_from` or drawn.
 
     Args:
       config: of the run.
@@ -181,7 +194,7 @@ def frozen(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, tokenizer: str | 
       tuned: what is trained.
       tokenizer: the fingerprint of the run's; None: the base is drawn, whatever `init_from` says.
     """
-    if tuned.method is None:
+    if tuned.method is None and not tuned.beside.reference:
         return {}
     model = tuned.model
     if config.init_from and tokenizer is not None:
@@ -190,6 +203,8 @@ def frozen(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, tokenizer: str | 
         places = rules.shardings(model.axes(), mesh, model.abstract())
         with jax.set_mesh(mesh):
             base = jax.jit(lambda: model.init(jax.random.key(config.seed)), out_shardings=places)()
+    if tuned.method is None:
+        return {"reference": base}
     with jax.set_mesh(mesh):
         return {"base": tuned.stored(base)}
 
@@ -197,6 +212,28 @@ def frozen(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, tokenizer: str | 
 def start(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, still: Any, tokenizer: str) -> Any | None:
     """What is trained, at step 0, where it does not begin from nothing."""
     if tuned.method is None:
-        return initial_weights(config, mesh, tuned.model, tokenizer) if config.init_from else None
+        if not config.init_from:
+            return None
+        own = initial_weights(config, mesh, tuned.model, tokenizer)
+    elif config.peft.init_from:
+        own = peft_folders.place(tuning.of_folder(config.peft.init_from, tuned.model), mesh)
+    else:
+        with jax.set_mesh(mesh):
+            own = jax.jit(lambda base: tuned.method.init(tuning.key(config), base))(still["base"])
     with jax.set_mesh(mesh):
-        return jax.jit(lambda base: tuned.method.init(tuning.key(config), base))(still["base"])
+        whole = tuned.with_head(config, own)
+    if tuned.beside.head is not None and (head := head_of(config.init_from, mesh)) is not None:
+        shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (head, whole[heads.NAME])]
+        if shapes[0] == shapes[1]:
+            hosts.say(f"The head, too, is that of {config.init_from}.")
+            whole = {**whole, heads.NAME: head}
+    return whole
+
+
+def head_of(source: str | None, mesh: Any) -> Any | None:
+    """The head of a run that has one; None: it has none."""
+    if not source or folders.is_one(source) or workdir.read(source)["stage"] not in TRAINS:
+        return None
+    params = open_model(source, mesh)[1]
+    base = params.base if isinstance(params, Adapted) else params
+    return base.get(heads.NAME)

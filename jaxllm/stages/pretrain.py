@@ -1,8 +1,7 @@
 """Pretraining: token files -> a language model that predicts the next token."""
 
-import functools
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jaxllm.models.model import Model
 from jaxllm.stages import door, inputs, setup, train
 from jaxllm.stages.dialogues import open_dialogues
 from jaxllm.stages.mixed import MixedData
-from jaxllm.stages.recipe import Data, Objective, Recipe
+from jaxllm.stages.recipe import Data, Objective, Recipe, Scorer
 
 OBJECTIVES = ("causal",)  # prefix, masked and span objectives come with their rows
 
@@ -36,7 +35,7 @@ def objective(config: ConfigDict, model: Model) -> Objective:
     return Objective(loss, lambda batch: cross_entropy_totals(batch["weights"]))
 
 
-def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Callable[[Any, Iterable[Mapping[str, Any]]], dict[str, float]]:
+def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Scorer:
     """What `evaluation.perplexity` makes of the nats, correct, tokens and bytes of the weighted targets of every batch."""
     kind, sizes = config.objective, jnp.asarray(tokenizer.token_bytes(), jnp.float32)
 
@@ -50,7 +49,8 @@ def scorer(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Callable[[
             "bytes": jnp.sum(weights * sizes[batch["targets"]]),
         }
 
-    return functools.partial(perplexity, jax.jit(sums))
+    compiled = jax.jit(sums)
+    return lambda params, frozen, batches: perplexity(compiled, params, batches)
 
 
 def open_data(config: ConfigDict) -> Data:

@@ -17,10 +17,26 @@ class Objective(NamedTuple):
     Attributes:
       loss: (params, frozen, microbatch, rng) -> terms, report.
       totals: batch -> what each term is divided by.
+      before: (params, frozen, batch) -> the batch with what only the whole of it, before it is split, can tell; None: nothing.
     """
 
     loss: Callable
     totals: Callable
+    before: Callable | None = None
+
+
+class Beside(NamedTuple):
+    """What a stage needs beside the model itself.
+
+    Attributes:
+      head: trained with it, see `models.heads.Head`.
+      reference: whether the weights that the run starts from stay, frozen (under adapters the base is these).
+      still: regexes of parameters that are not trained, where all others are.
+    """
+
+    head: Any = None
+    reference: bool = False
+    still: tuple[str, ...] = ()
 
 
 class Soft(NamedTuple):
@@ -103,6 +119,9 @@ class Data(Protocol):
         ...
 
 
+Scorer = Callable[[Any, Any, Iterable[Mapping[str, Any]]], dict[str, float]]  # (params, frozen, batches) -> metrics
+
+
 class Recipe(NamedTuple):
     """One training stage.
 
@@ -110,12 +129,16 @@ class Recipe(NamedTuple):
       name: of the stage.
       objective: (config, model) -> Objective.
       open_data: config -> Data; made where it is not there yet.
-      scorer: (config, model, tokenizer) -> a function (params, batches) -> metrics of a validation set.
+      scorer: (config, model, tokenizer) -> a function (params, frozen, batches) -> metrics of a validation set.
       scores: the names of those metrics.
+      beside: (config, model) -> what there is beside the model.
+      fields: config -> the fields of a batch beside `pipeline.FIELDS`: name -> shape, dtype.
     """
 
     name: str
     objective: Callable[[ConfigDict, Any], Objective]
     open_data: Callable[[ConfigDict], Data]
-    scorer: Callable[[ConfigDict, Any, Tokenizer], Callable[[Any, Iterable[Mapping[str, Any]]], dict[str, float]]]
+    scorer: Callable[[ConfigDict, Any, Tokenizer], Scorer]
     scores: Sequence[str] = SCORES
+    beside: Callable[[ConfigDict, Any], Beside] = lambda config, model: Beside()
+    fields: Callable[[ConfigDict], Mapping[str, tuple[tuple[int, ...], Any]]] = lambda config: {}

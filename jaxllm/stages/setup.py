@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +229,11 @@ def forward(model: Any, params: Any, batch: Mapping[str, Any], *, kind: str = "c
     )
 
 
-def optimizer(config: ConfigDict, axes: Any) -> Any:
-    """The optimizer with its schedule, from `optimizer.*` and `schedule.*`."""
+def optimizer(config: ConfigDict, axes: Any, still: Sequence[str] = ()) -> Any:
+    """The optimizer with its schedule, from `optimizer.*` and `schedule.*`; `still`: regexes of what the stage does not train."""
     from jaxllm.training.optimizers import make_optimizer
     from jaxllm.training.schedules import make_schedule
+    from jaxllm.training.unfreezing import unfreezing
 
     section, shape = config.optimizer, config.schedule
     extra = {name: shape[name] for name in ("final", "decay") if shape[name] is not None}
@@ -240,13 +241,14 @@ def optimizer(config: ConfigDict, axes: Any) -> Any:
     options = {name: section[name] for name in ("b1", "b2", "eps", "momentum") if section[name] is not None}
     if section.mu_dtype is not None:
         options["momentum_dtype"] = section.mu_dtype
-    return make_optimizer(
+    made = make_optimizer(
         section.name,
         schedule,
         axes=axes,
         weight_decay=section.weight_decay,
         decay=list(section.decay) or None,
-        freeze=list(section.freeze),
+        freeze=[*section.freeze, *still],
         **options,
         **section.options.to_dict(),
     )
+    return unfreezing(made, section.unfreeze_every) if section.unfreeze_every else made

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from jaxllm.parallel.mesh import AXES, make_mesh, resolve_sizes
 from jaxllm.parallel.stops import StopRequests
 from jaxllm.stages import inputs, opened, origin, setup, tasks, tuning, workdir
 from jaxllm.stages.config import as_dict
-from jaxllm.stages.recipe import Data, Objective, Recipe, Soft
+from jaxllm.stages.recipe import Data, Objective, Recipe, Scorer, Soft
 from jaxllm.stages.tuning import Tuned
 from jaxllm.training import lock
 from jaxllm.training import state as states
@@ -29,12 +29,13 @@ from jaxllm.training.step import Step, jit_step, make_step
 GUARD_WINDOW = 128  # finite updates that spike skipping remembers
 
 
-def abstract_batch(config: ConfigDict, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a packed batch of rows, and where they lie."""
     shape, shardings = (config.batch_size, config.sequence_length), inputs.row_shardings(mesh)
     kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "segments": jnp.int32, "positions": jnp.int32}
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[2]) for name, dtype in kinds.items()}
-    return batch | {"row": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=shardings[1])}
+    more = {name: jax.ShapeDtypeStruct(size, dtype, sharding=shardings[len(size)]) for name, (size, dtype) in recipe.fields(config).items()}
+    return batch | more | {"row": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=shardings[1])}
 
 
 def make_update(config: ConfigDict, tuned: Tuned, objective: Objective, optimizer: Any) -> Step:
@@ -43,7 +44,7 @@ def make_update(config: ConfigDict, tuned: Tuned, objective: Objective, optimize
     def loss(trained, frozen, batch, rng):
         return objective.loss(tuned.whole(trained, frozen), frozen, batch, rng)
 
-    return make_step(
+    step = make_step(
         loss,
         objective.totals,
         optimizer,
@@ -54,6 +55,10 @@ def make_update(config: ConfigDict, tuned: Tuned, objective: Objective, optimize
         spike_sigma=config.optimizer.spike_sigma or None,
         ema_decay=config.optimizer.ema_decay or None,
     )
+    before = objective.before
+    if before is None:
+        return step
+    return lambda state, frozen, batch: step(state, frozen, before(tuned.whole(state.params, frozen), frozen, batch))
 
 
 def state_options(config: ConfigDict) -> dict[str, Any]:
@@ -64,16 +69,16 @@ def state_options(config: ConfigDict) -> dict[str, Any]:
 def abstract_state(config: ConfigDict, tuned: Tuned, mesh: Any) -> states.TrainState:
     """The shapes of a run's state, and where they lie."""
     axes = tuned.axes()
-    return states.abstract(tuned.init(config), setup.optimizer(config, axes), mesh, axes, **state_options(config))
+    return states.abstract(tuned.init(config), setup.optimizer(config, axes, tuned.still()), mesh, axes, **state_options(config))
 
 
 def programs(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, tuple[Callable, tuple]]:
     """name -> (function, abstract arguments) of what a training stage compiles; arguments carry their shardings on a real mesh."""
     check_batch(config, dict(mesh.shape))
     model = setup.model(config)
-    tuned = tuning.make(config, model)
-    step = make_update(config, tuned, recipe.objective(config, model), setup.optimizer(config, tuned.axes()))
-    arguments = abstract_state(config, tuned, mesh), tuned.abstract_frozen(mesh), abstract_batch(config, mesh)
+    tuned = tuning.make(config, model, beside=recipe.beside(config, model))
+    step = make_update(config, tuned, recipe.objective(config, model), setup.optimizer(config, tuned.axes(), tuned.still()))
+    arguments = abstract_state(config, tuned, mesh), tuned.abstract_frozen(mesh), abstract_batch(config, mesh, recipe)
     return {"train_step": (step, arguments)}
 
 
@@ -124,7 +129,7 @@ class Run(NamedTuple):
     tuned: Tuned
     optimizer: Any
     objective: Objective
-    scorer: Callable[[Any, Iterable[Mapping[str, Any]]], dict[str, float]]  # (parameters, batches of a validation set) -> metrics
+    scorer: Scorer
 
 
 def run(recipe: Recipe, config: ConfigDict, folder: str) -> int:
@@ -195,12 +200,13 @@ def build(config: ConfigDict, recipe: Recipe) -> Run:
     for key, metric in (("checkpoint.best", config.checkpoint.best), ("early_stopping.metric", config.early_stopping.metric)):
         check_metric(key, metric, data.eval_names(), recipe.scores)
     model = setup.model(config, data.tokenizer.vocab_size)
-    tuned, scorer = tuning.make(config, model, data.tokenizer), recipe.scorer(config, model, data.tokenizer)
+    tuned = tuning.make(config, model, data.tokenizer, recipe.beside(config, model))
+    scorer = recipe.scorer(config, model, data.tokenizer)
     check_soft(tuned.soft(), data.tasks())
     if (steps := data.steps(config, tuned.soft())) is not None:
         config = config.copy_and_resolve_references()
         config.steps = steps
-    return Run(config, mesh, data, tuned, setup.optimizer(config, tuned.axes()), recipe.objective(config, model), scorer)
+    return Run(config, mesh, data, tuned, setup.optimizer(config, tuned.axes(), tuned.still()), recipe.objective(config, model), scorer)
 
 
 def check_soft(soft: Soft | None, tasks: Sequence[str]) -> None:
@@ -233,7 +239,7 @@ def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flag
     )
     with writer.timed("restore"):
         frozen = opened.frozen(config, mesh, tuned, data.tokenizer.fingerprint)
-        expect = {name: value for name, value in metadata.items() if name in ("tokenizer", "train_data", "base")}
+        expect = {name: value for name, value in metadata.items() if name in ("tokenizer", "train_data", "base", "reference")}
         state, feed_state = start_state(made, frozen, checkpoints, expect)
     checkpoints.prepare(state)
     reader = data.reader(config, tuned.soft())
@@ -303,7 +309,8 @@ def start_state(made: Run, frozen: Any, checkpoints: Checkpoints, expect: Mappin
     if found is not None:
         if found.step > config.steps:
             raise ValueError(f"steps={config.steps}, but the run is at step {found.step} already. Give more steps, or another --workdir.")
-        saved = tuning.make(config, dataclasses.replace(tuned.model, scan_layers=found.metadata["scan_layers"]))
+        model = dataclasses.replace(tuned.model, scan_layers=found.metadata["scan_layers"])
+        saved = tuning.make(config, model, beside=tuned.beside)
         known = {name: value for name, value in expect.items() if name in found.metadata}  # older ones do not say "train_data"
         restored = checkpoints.restore(abstract_state(config, saved, mesh), step=found, expect=known)
         assert restored is not None
@@ -339,7 +346,7 @@ def startup_lines(made: Run, state: Any, frozen: Any, flags: str, resumed: bool)
 def _score(made: Run, frozen: Any, name: str, state: Any) -> dict[str, float]:
     """The metrics of the state's weights (the moving average if there is one) on one validation set."""
     rows = made.data.eval_reader(made.config, name, made.tuned.soft())
-    return made.scorer(made.tuned.whole(weights(state), frozen), inputs.eval_batches(made.config, made.mesh, rows))
+    return made.scorer(made.tuned.whole(weights(state), frozen), frozen, inputs.eval_batches(made.config, made.mesh, rows))
 
 
 def _ask(made: Run, frozen: Any, scores: Callable[[Any], dict[str, float]], state: Any) -> dict[str, float]:

@@ -8,13 +8,15 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxllm.data.tokenizer_kinds import Tokenizer
-from jaxllm.models import peft, quantized
+from jaxllm.interop import peft_folders, settings
+from jaxllm.models import heads, peft, quantized
 from jaxllm.models.adapted import Adapted
 from jaxllm.models.model import Model
 from jaxllm.parallel import rules
-from jaxllm.stages.recipe import Soft
+from jaxllm.stages.recipe import Beside, Soft
 from jaxllm.training.step import purpose_key
 
+NOTHING = Beside()
 OPTIONS = ("rank", "alpha", "targets", "dropout", "length", "layers")  # keys of `peft` that a method takes by these names
 TEXTS = ("text", "labels")  # options that a config gives as text, and a method takes as ids
 
@@ -26,25 +28,44 @@ class Tuned(NamedTuple):
       model: the whole model.
       method: the way of tuning; None: the parameters themselves.
       quantize: how the frozen base is stored: "none", "int8", "nf4".
+      beside: what the stage needs beside it: a head that is trained too, a frozen reference.
     """
 
     model: Model
     method: Any = None
     quantize: str = "none"
+    beside: Beside = NOTHING
 
     def axes(self) -> Any:
         """Logical axes of what is trained."""
-        return self.model.axes() if self.method is None else self.method.axes()
+        own = self.model.axes() if self.method is None else self.method.axes()
+        return own if self.beside.head is None else {**own, heads.NAME: self.beside.head.axes()}
+
+    def still(self) -> list[str]:
+        """Regexes of what is in the trained tree, and is not trained."""
+        head = self.beside.head
+        return [*(self.beside.still if self.method is None else ()), *([heads.PRIOR] if head is not None and head.prior else [])]
 
     def whole(self, trained: Any, frozen: Any) -> Any:
-        """What `Model` computes with."""
-        return trained if self.method is None else Adapted(frozen["base"], trained)
+        """What `Model` computes with; where there is a head, `heads.of` finds it."""
+        own = {name: tree for name, tree in trained.items() if name != heads.NAME}
+        params = own if self.method is None else Adapted(frozen["base"], own)
+        return params if self.beside.head is None else heads.joined(params, trained[heads.NAME])
+
+    def with_head(self, config: ConfigDict, own: Any) -> Any:
+        """What is trained of the model itself, and a fresh head beside it where there is one."""
+        if self.beside.head is None:
+            return own
+        return {**own, heads.NAME: self.beside.head.init(purpose_key(config.seed, "head", 0))}
 
     def init(self, config: ConfigDict) -> Callable[[], Any]:
         """Draws what is trained, with a base that is drawn too: for its shapes, or for a run without `init_from`."""
-        if self.method is None:
-            return lambda: self.model.init(jax.random.key(config.seed))
-        return lambda: self.method.init(key(config), self.model.init(jax.random.key(config.seed)))
+
+        def init():
+            base = self.model.init(jax.random.key(config.seed))
+            return self.with_head(config, base if self.method is None else self.method.init(key(config), base))
+
+        return init
 
     def abstract(self, config: ConfigDict, mesh: Any) -> Any:
         """Shapes and places of what is trained."""
@@ -55,13 +76,14 @@ class Tuned(NamedTuple):
 
     def abstract_frozen(self, mesh: Any) -> dict[str, Any]:
         """Shapes and places of what is read and never trained."""
-        if self.method is None:
+        if self.method is None and not self.beside.reference:
             return {}
         shapes, axes = self.model.abstract(), self.model.axes()
         if self.quantize != "none":
             shapes, axes = quantized.abstract(self.model, self.quantize), quantized.axes(self.model, self.quantize)
         shardings = rules.shardings(axes, mesh, shapes)
-        return {"base": jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)}
+        name = "reference" if self.method is None else "base"
+        return {name: jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)}
 
     def stored(self, base: Any) -> Any:
         """The base as it is kept in memory; what is given is used up."""
@@ -83,28 +105,42 @@ def key(config: ConfigDict) -> jax.Array:
     return purpose_key(config.seed, "peft", 0)
 
 
-def make(config: ConfigDict, model: Model, tokenizer: Tokenizer | None = None) -> Tuned:
+def make(config: ConfigDict, model: Model, tokenizer: Tokenizer | None = None, beside: Beside = NOTHING) -> Tuned:
     """What a config trains.
 
     Args:
       config: resolved.
       model: the whole model.
       tokenizer: for options that are texts; None: where only shapes matter.
+      beside: what the stage needs beside the model.
 
     Raises:
       ValueError: an unknown method, or options that it does not take.
     """
     section = config.peft
+    if section.init_from:
+        if section.name:
+            raise ValueError(f"peft.init_from={section.init_from!r} brings its own method. Leave out peft.name={section.name!r}.")
+        return Tuned(model, of_folder(section.init_from, model).method, section.quantize, beside)
     given = {name: section[name] for name in OPTIONS if section[name] not in (None, [], ())} | section.options.to_dict()
     if not section.name:
         if given or section.quantize != "none":
             key, value = next(iter(given.items()), ("quantize", section.quantize))
             raise ValueError(f"peft.{key}={value!r} without peft.name tunes nothing. Choose peft.name from: {', '.join(peft.METHODS)}.")
-        return Tuned(model)
+        return Tuned(model, beside=beside)
     for name in TEXTS:
         if name in given:
             given[name] = _ids(given[name], tokenizer)
-    return Tuned(model, peft.make(model, section.name, **given), section.quantize)
+    return Tuned(model, peft.make(model, section.name, **given), section.quantize, beside)
+
+
+def of_folder(folder: str, model: Model) -> peft_folders.Found:
+    """The adapters of a folder as Hugging Face's PEFT writes them.
+
+    Raises:
+      ValueError: see `peft_folders.open_adapters` and `peft_folders.read`.
+    """
+    return peft_folders.read(peft_folders.open_adapters(folder), settings.family_of(model.config), model)
 
 
 def _ids(said: Any, tokenizer: Tokenizer | None) -> Any:
@@ -116,11 +152,13 @@ def _ids(said: Any, tokenizer: Tokenizer | None) -> Any:
 
 def lines(tuned: Tuned, state: Any, still: Any) -> list[str]:
     """How much of the model is trained, and what the rest of it takes."""
+    shard = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize  # noqa: E731
     if tuned.method is None:
-        return []
+        size = sum(map(shard, jax.tree.leaves(still.get("reference", {}))))
+        return [f"frozen reference per device: {size / 2**20:,.1f} MiB"] if size else []
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     trained, whole = count(state.params), tuned.model.num_params()
-    size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(still["base"]))
+    size = sum(map(shard, jax.tree.leaves(still["base"])))
     return [
         f"trained: {trained:,} beside {whole:,} frozen parameters ({trained / whole:.2%}); frozen base per device: {size / 2**20:,.1f} MiB"
     ]

@@ -10,7 +10,7 @@ import jax
 from jaxllm.parallel import rules
 
 STACKED = ("layers", "expert", "stack")  # dims along which whole parameters are stacked
-LOOKUPS = ("vocab", "positions")  # dims that are looked up by index: their matrices are tables, not maps
+LOOKUPS = ("vocab", "positions", "output")  # dims that are looked up by index, or are scores: their matrices are tables, not maps
 
 
 def is_axes(node: Any) -> bool:

@@ -1,16 +1,18 @@
 """Dialogues become the very tokens of the published rendering, and what is trained on is what the assistant says, with its end token."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 
 from jaxllm.data import dialogues
 from jaxllm.data.chat import encode, encode_batch, encode_prompt
 from jaxllm.data.dialogues import Dialogue, Message, WrongDialogue
 from jaxllm.data.templates import TEMPLATES, template_named
-from jaxllm.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer
+from jaxllm.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer, SentencePieceTokenizer
 from jaxllm.data.tokenizer_training import train_sentencepiece
 from tests.data.golden_templates import CALLS, CASES, TALK
 from tests.data.test_tokenizers import SAMPLE
@@ -118,6 +120,29 @@ def test_tokenizers_that_say_nothing_of_places(kind):
     else:
         with pytest.raises(ValueError, match=r"has no <\|im_start\|>, <\|im_end\|>, which template 'chatml' needs"):
             encode(dialogue, TEMPLATES["chatml"], tokenizer)
+
+
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
+def test_sentencepiece_models_of_others_that_change_a_text(rule):
+    """A space before every text, runs of spaces as one, ligatures as letters: places are counted in tokens then, not in bytes."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("".join(WORDS).split("\n")),
+        model_writer=model,
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name=rule,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue())
+    dialogue = Dialogue(
+        (Message("user", "What  is ﬁve?"), Message("assistant", "the  ﬁrst"), Message("user", "x"), Message("assistant", "y"))
+    )
+    found = encode(dialogue, TEMPLATES["plain"], tokenizer)
+    said = [tokenizer.decode(found.tokens[(found.turns == turn) & (found.weights > 0)]).strip() for turn in (1, 3)]
+    assert said == (["the ﬁrst", "y"] if rule == "identity" else ["the first", "y"])
+    assert found.tokens[found.weights > 0].tolist().count(tokenizer.eos_id) == 2
 
 
 def test_names_of_special_tokens_in_a_message_are_ordinary_text(tokenizer):

@@ -51,6 +51,16 @@ def read_all(path, field=None):
     return list(read_piece(Piece(0, file, file.size), field))
 
 
+def test_every_text_of_a_record(tmp_path):
+    rows = [{"id": 3, "messages": [{"role": "user", "content": "a"}, {"content": "b"}], "more": "c"}, ["d", None], {"n": 1}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(r.text, r.problem) for r in read_all(tmp_path / "a.jsonl", formats.EVERY)] == [
+        ("user\na\nb\nc", None),
+        ("d", None),
+        (None, "empty"),
+    ]
+
+
 KINDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrayrecord")
 
 

@@ -122,6 +122,12 @@ def test_the_last_mark_is_the_verdict():
     assert judge([("p", "a", "b")] * 8) == [0.0, 1.0, 0.5, None, None, None, None, None]
 
 
+def test_a_model_that_says_nothing_is_counted():
+    reasons = collections.Counter()
+    judge = rubric_judge(lambda asked: ["[[A]]", None, "[[D]]"], reasons=reasons)
+    assert judge(PAIRS) == [1.0, None, None] and reasons == {"too long for the judge": 1, "no [[A]], [[B]] or [[C]]": 1}
+
+
 def test_what_is_filled_in_is_not_read_as_a_blank():
     asked = []
     rubric_judge(lambda prompts: asked.extend(prompts) or [""], "{prompt}|{first}|{second}|{other} \\1")(

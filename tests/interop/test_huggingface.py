@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from jaxllm.interop import huggingface, places, settings
 from jaxllm.interop.folders import open_folder
+from jaxllm.models import quantized
 from jaxllm.models.model import Model
 from jaxllm.models.presets import preset
 from jaxllm.parallel.mesh import make_mesh
@@ -58,6 +59,18 @@ def test_eight_devices_hold_what_one_does(name, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, one, other)
     parts = [leaf for leaf in jax.tree.leaves(cut) if not leaf.sharding.is_fully_replicated]
     assert sum(leaf.size for leaf in parts) > 0.9 * model.num_params() and parts[0].addressable_shards[0].data.size < parts[0].size
+
+
+def test_a_base_is_quantised_while_it_is_read(tmp_path):
+    folder = open_folder(made.folder("tiny_llama3", tmp_path / "in"))
+    family, config = places.read_config(folder)
+    model, mesh = Model(config), make_mesh(devices=jax.devices()[:1])
+    base = huggingface.load(folder, family, model, mesh, then=lambda name, leaf: quantized.quantize_leaf(name, leaf, "int8"))
+    expected = quantized.quantize_params(huggingface.load(folder, family, model, mesh), "int8")
+    assert jax.tree.structure(base) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, base, expected)
+    with pytest.raises(ValueError, match="layers/scanned/0/attention/key/kernel is quantised"):
+        huggingface.save(tmp_path, family, config, base, "float32")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

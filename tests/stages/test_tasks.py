@@ -161,11 +161,20 @@ def test_training_text_that_is_not_there_is_told(stage, trained, tmp_path, capsy
         assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_tuned_run_is_looked_for_in_its_files(tmp_path):
+    (tmp_path / "chats.jsonl").write_text('{"instruction": "one two", "output": "three"}\n')
+    said = {"stage": "sft", "config": {"parallel": {}, "data": {"train": [{"path": str(tmp_path / "chats.jsonl"), "format": "alpaca"}]}}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    (text,) = contamination.open_texts("run", str(tmp_path))
+    read = []
+    assert list(text.read(read.append)) == ["one two\nthree"] and read == [text.size]
+
+
 @pytest.mark.parametrize("tasks_too", [True, False])
 def test_ctrl_c_and_sigterm_say_how_to_go_on(tasks_too, stage, trained, capsys, monkeypatch):
     terminate = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     monkeypatch.setattr(Suite, "run", terminate)
-    monkeypatch.setattr(evaluate, "perplexity", terminate)
+    monkeypatch.setattr(evaluate, "open_model", terminate)
     before = signal.getsignal(signal.SIGTERM)
     assert stage("evaluate", "--workdir", trained, *(["--tasks", "arithmetic"] if tasks_too else [])) == 75
     last = capsys.readouterr().err.splitlines()[-1]

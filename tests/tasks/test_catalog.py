@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from jaxllm.tasks.arithmetic import Arithmetic
 from jaxllm.tasks.catalog import TASKS, entry, find_files, kind, open_task
+from jaxllm.tasks.exact import BBH
 from jaxllm.tasks.rows import normal_rows
 from jaxllm.tasks.task import Choice, Generation, WrongRow
 
@@ -249,6 +251,12 @@ def test_arithmetic_is_a_function_of_seed_and_number():
 )
 def test_chains_of_thought_end_in_an_answer(answer, right):
     assert TASKS["bbh"].task.score(OTHERS["bbh"], answer)["exact_match"] == right
+
+
+def test_material_is_of_the_row_alone():
+    shown = BBH(prompts={"x": "Q: shared\nA: so the answer is yes."})
+    assert shown.material({"name": "x", "input": "2 + 2?", "target": "4"}) == "2 + 2? 4"
+    assert Arithmetic().material({"question": "1 + 1 =", "answer": "2"}) == "1 + 1 = 2"
 
 
 def test_files_are_found_by_their_published_names(tmp_path):

@@ -22,10 +22,11 @@ def tree(value):
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_layers_join_one_after_the_other(name):
     optimizer = unfreezing(make_optimizer(name, 0.1, weight_decay=0.1), every=2)
-    params, state, moves = tree(1.0), None, []
+    params, moves = tree(1.0), []
     state = optimizer.init(params)
+    update = jax.jit(lambda state, step: optimizer.update(tree(1.0), state, params, step=step))
     for step in range(12):
-        updates, state = optimizer.update(tree(1.0), state, params, step=jnp.int32(step))
+        updates, state = update(state, jnp.int32(step))
         moves.append(jax.tree.map(lambda x: np.asarray(x != 0), updates))
     begins = lambda leaf: np.argmax(np.stack([leaf(move).all() for move in moves]))  # noqa: E731
     layers = [begins(lambda m, i=i: m["layers"]["scanned"][str(i % 2)]["w"][i // 2]) for i in range(4)]
@@ -44,7 +45,7 @@ def test_what_is_frozen_for_good_stays_so():
 def test_moments_start_when_a_layer_joins():
     """Its first update is that of a first gradient, and not of what went by before."""
     optimizer = unfreezing(make_optimizer("sgd", 0.1, momentum=0.9), every=3)
-    params, state = tree(0.0), None
+    params = tree(0.0)
     state = optimizer.init(params)
     for step in range(4):
         updates, state = optimizer.update(tree(1.0), state, params, step=jnp.int32(step))
