@@ -27,8 +27,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready  ## the main job: a small code model from raw text to report.html, in minutes
 	@$(VENV)/bin/jaxllm demo --workdir demo
 
-test: $(VENV)/.ready  ## all tests, on eight faked devices
-	$(PY) -m pytest -n $(WORKERS) --durations=30 --dist loadfile --ignore tests/oracle --ignore tests/tpu tests
+test: $(VENV)/.ready  ## all tests but those of the targets below, on eight faked devices
+	$(PY) -m pytest -n $(WORKERS) --durations=30 --dist loadfile --ignore tests/oracle --ignore tests/tpu --ignore tests/smoke tests
 
 lint: $(VENV)/.ready  ## format, style, layers, types
 	$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(VENV)/bin/lint-imports && $(PY) -m mypy
@@ -44,8 +44,8 @@ $(ORACLE)/.ready: pyproject.toml constraints.txt
 oracle: $(ORACLE)/.ready  ## parity with the reference implementations (installs torch and transformers)
 	$(ORACLE)/bin/python -m pytest -m oracle tests/oracle
 
-smoke: $(ORACLE)/.ready  ## a short run of everything on the other supported Python
-	$(ORACLE)/bin/python -m pytest -m "not oracle" tests/smoke
+smoke: $(VENV)/.ready $(ORACLE)/.ready  ## the command line in real processes, killed and stopped, on both supported Pythons
+	$(PY) -m pytest -n 1 tests/smoke & $(ORACLE)/bin/python -m pytest -n 1 tests/smoke && wait $$!
 
 $(TPU)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(TPU) with the TPU compiler ..."

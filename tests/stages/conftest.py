@@ -2,6 +2,7 @@
 
 import random
 
+import jax
 import pytest
 
 from jaxllm.__main__ import main
@@ -32,7 +33,7 @@ def corpus(tmp_path_factory):
 def stage(monkeypatch, tmp_path_factory):
     """Runs `jaxllm ...` in this process; returns its exit code."""
     monkeypatch.setenv("JAXLLM_CACHE", str(tmp_path_factory.getbasetemp() / "tokens"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused: conftest has set it")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)  # for processes that a stage starts; conftest has set it for this one
     return lambda *words: main([str(word) for word in words])
 
 
