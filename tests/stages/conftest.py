@@ -33,7 +33,7 @@ def corpus(tmp_path_factory):
 def stage(monkeypatch, tmp_path_factory):
     """Runs `jaxllm ...` in this process; returns its exit code."""
     monkeypatch.setenv("JAXLLM_CACHE", str(tmp_path_factory.getbasetemp() / "tokens"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)  # for processes that a stage starts; conftest has set it for this one
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)  # conftest has set it
     return lambda *words: main([str(word) for word in words])
 
 
