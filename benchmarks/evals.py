@@ -165,6 +165,7 @@ def main() -> None:
             process.stdin.write("\n")
             process.stdin.flush()
             took[name].append(json.loads(process.stdout.readline()))
+            print(name, *(round(took[name][-1][metric], 1) for metric in ("seconds", "cpu_seconds")), file=sys.stderr, flush=True)
     for process in processes.values():
         process.stdin.close()
         process.wait()

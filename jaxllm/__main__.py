@@ -73,6 +73,9 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", metavar="FILE", help="a file with one prompt a line, or - for standard input")
     parser.add_argument("--output", metavar="FILE", help="also write JSON lines here (default: WORKDIR/samples.jsonl)")
     parser.add_argument("--resume", action="store_true", help="go on where the lines of --output end")
+    parser.add_argument(
+        "--adapters", metavar="DIR,DIR", help='LoRA runs over the model of --workdir; a line of --prompts names its own as "adapter"'
+    )
     parser.add_argument("--best-of", type=int, metavar="N", help="draw N samples of each prompt and keep the best")
     parser.add_argument(
         "--rank-by",
@@ -99,6 +102,11 @@ def _convert(parser: argparse.ArgumentParser) -> None:
         "--dtype", metavar="NAME", help="float32, bfloat16 or (of a Hugging Face folder) float16; default: that of the source"
     )
     parser.add_argument("--step", type=int, metavar="N", help="of a work directory: which checkpoint (default: the last whole one)")
+    parser.add_argument(
+        "--adapters",
+        action="store_true",
+        help="of a work directory: its adapters alone, as PEFT lays them out (default: merged into the base)",
+    )
     parser.add_argument(
         "--family", metavar="NAME", help="of a work directory: the model_type to write (default: where it came from, or what fits)"
     )

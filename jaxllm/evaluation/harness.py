@@ -120,8 +120,8 @@ class Answers:
         for place, (_, options) in enumerate(asked):
             groups.setdefault(json.dumps(options, sort_keys=True), []).append(place)
         found: dict[int, str] = {}
-        for options, places in groups.items():
-            texts = self._writer(writing(json.loads(options)))
+        for said, places in groups.items():
+            texts = self._writer(writing(json.loads(said)))
             before = texts.cut
             with jax.set_mesh(self.mesh):
                 samples = texts.samples(self.params, [asked[i][0] for i in places], seed=self.seed, numbers=places)

@@ -152,9 +152,9 @@ class Likelihoods:
             origin[at], sizes[at] = row, len(tokens)
         self.programs.add((rows, heads, each, ends, shared))
         hidden = self._read(params, cache, (before, counts, fed, origin, sizes), shared)
-        row, column = np.nonzero(np.arange(ends) < sizes[:, None])
-        picked = self._spread(row * ends + column), self._spread(wanted[row, column])
-        log_probs, correct = (x.reshape(-1)[: len(row)] for x in jax.device_get(self._score(params, hidden, *picked)))
+        scored = np.arange(ends) < sizes[:, None]
+        picked = self._spread(np.flatnonzero(scored)), self._spread(wanted[scored])
+        log_probs, correct = (x.reshape(-1)[: sizes.sum()] for x in jax.device_get(self._score(params, hidden, *picked)))
         first = np.cumsum([0, *sizes[: len(owners) - 1]])
         return [place for _, place, _ in owners], np.add.reduceat(log_probs, first), np.minimum.reduceat(correct, first) > 0
 

@@ -117,7 +117,7 @@ class Suite:
         if isinstance(task, Generation):
             asked = self._answers(params, task, rows.asked, left, shown, how)
         else:
-            asked = self._likely(params, task, rows.asked, left, shown)
+            asked = self._likely(params, task, rows.asked, set(left), shown)
         for row, found in asked:
             record = {"row": row, "settings": settings, **task.kept(rows.asked[row]), **found}
             write(record)
@@ -147,10 +147,12 @@ class Suite:
             return len(prompts.prompt_ids(self.tokenizer, shown + task.prompt(row)))
         return max(len(before) + len(after) for before, after in prompts.pairs_of(task, self.tokenizer, row, shown)[0])
 
-    def _likely(self, params: Any, task: Task, rows: Sequence[Row], left: Sequence[int], shown: str) -> Iterator[tuple[int, Record]]:
-        """Scores by likelihood, some rows at a time."""
-        for start in range(0, len(left), CHUNK):
-            chunk, pairs, owners = left[start : start + CHUNK], list[prompts.Pair](), list[tuple[int, int]]()
+    def _likely(self, params: Any, task: Task, rows: Sequence[Row], wanted: set[int], shown: str) -> Iterator[tuple[int, Record]]:
+        """Scores by likelihood, some rows at a time; those beside a row that is left are scored again, as last bits depend on the batch."""
+        for start in range(0, len(rows), CHUNK):
+            chunk, pairs, owners = range(start, min(start + CHUNK, len(rows))), list[prompts.Pair](), list[tuple[int, int]]()
+            if wanted.isdisjoint(chunk):
+                continue
             sizes: dict[int, list[int]] = {}
             for row in chunk:
                 if isinstance(task, Text):
@@ -163,7 +165,8 @@ class Suite:
             found = iter(self.likelihoods(params, pairs))
             for row, count in owners:
                 likes = [next(found) for _ in range(count)]
-                yield row, _judged(task, rows[row], likes, sizes[row])
+                if row in wanted:
+                    yield row, _judged(task, rows[row], likes, sizes[row])
 
     def _answers(
         self, params: Any, task: Generation, rows: Sequence[Row], left: Sequence[int], shown: str, how: How

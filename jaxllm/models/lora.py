@@ -5,7 +5,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,8 +124,6 @@ class LoraMethod(Peft):
       targets: names of linear layers; None: all.
     """
 
-    KEY: ClassVar[str] = "lora"  # of its adapters in the tree
-
     rank: int = 8
     alpha: float = 8.0
     dropout: float = 0.0
@@ -149,12 +147,12 @@ class LoraMethod(Peft):
         for name, site in chosen(self.model, self.targets).items():
             key = jax.random.fold_in(rng, zlib.crc32(name.encode()))
             kernel = base[site.path[0]][name]["kernel"]
-            found[(*site.path, self.KEY)] = self.entry(*self._drawn(key, site), kernel, site)
+            found[(*site.path, "lora")] = self.entry(*self._drawn(key, site), kernel, site)
         return nested(found)
 
     def layer_axes(self) -> Params:
         """See `Peft.layer_axes`."""
-        return nested({(*site.path, self.KEY): self.entry_axes(site) for site in chosen(self.model, self.targets).values()})
+        return nested({(*site.path, "lora"): self.entry_axes(site) for site in chosen(self.model, self.targets).values()})
 
     def entry(self, a: jax.Array, b: jax.Array, kernel: Any, site: Site) -> Any:
         """The adapter of one Dense."""
@@ -184,8 +182,6 @@ class RsloraMethod(LoraMethod):
 @dataclass(frozen=True)
 class DoraMethod(LoraMethod):
     """Weight-decomposed LoRA (arXiv 2402.09353): a magnitude for every output, at first that of the base's weights."""
-
-    KEY: ClassVar[str] = "dora"
 
     def entry(self, a: jax.Array, b: jax.Array, kernel: Any, site: Site) -> Any:
         """See `LoraMethod.entry`."""

@@ -177,6 +177,7 @@ class Texts:
         skip: int = 0,
         numbers: Sequence[int] | None = None,
         look: Ends | None = None,
+        adapters: Sequence[int] | None = None,
     ) -> Iterator[Sample]:
         """Yields every sample of every prompt, in order; a draw depends on (seed, prompt number, sample number, position) alone.
 
@@ -188,6 +189,7 @@ class Texts:
           skip: how many of the samples, counted in order, are not wanted: they were made before.
           numbers: of the prompts, each its own; None: their places.
           look: sees every row grow, see `engine.Ends`; None: stop strings alone are looked for.
+          adapters: of the prompts, which of several stacked adapters each goes through; None: the first.
 
         Raises:
           ValueError: an option out of range, an empty prompt, or one that does not fit.
@@ -211,7 +213,9 @@ class Texts:
             length = min(self.length, 1 << (longest - 1).bit_length())
             self.engine = self._made(length)
         wanted = [[n * MANY + s for s in range(num_samples) if p * num_samples + s >= skip] for p, n in enumerate(numbers)]
-        requests = (Request(own, tuple(rows), self.max_new_tokens) for own, rows in zip(ids, wanted, strict=True) if rows)
+        through = [0] * len(ids) if adapters is None else adapters
+        asked = zip(ids, wanted, through, strict=True)
+        requests = (Request(own, tuple(rows), self.max_new_tokens, adapter) for own, rows, adapter in asked if rows)
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"sample"))
         order = [row for rows in wanted for row in rows]
         early: dict[int, Sample] = {}

@@ -49,6 +49,7 @@ SIZES = (
     "schedule.final",
     "data.max_bad_share",
     "data.workers",
+    "optimizer.unfreeze_every",
     "model.logprobs_chunk",
     *(f"optimizer.{name}" for name in ("clip_norm", "learning_rate", "eps", "weight_decay", "spike_sigma")),
 )

@@ -13,11 +13,12 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxllm.interop import folders, huggingface, names, places, settings, tokenizer_files
+from jaxllm.interop import folders, huggingface, names, peft_writing, places, settings, tokenizer_files
+from jaxllm.models.adapted import Adapted
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.model import Model
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import origin, setup, workdir
+from jaxllm.stages import origin, setup, tuning, workdir
 from jaxllm.stages.config import resolve
 from jaxllm.stages.opened import open_model
 from jaxllm.training.checkpoints import write_once
@@ -29,20 +30,22 @@ LONGEST = 1024  # tokens per row that a converted model is scored with unless to
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm convert --from FOLDER --to WORKDIR`, or `--from WORKDIR --to FOLDER`; what the source is decides."""
     if overrides:
-        raise ValueError(f"jaxllm convert does not know {overrides[0]!r}. Choose from: --from, --to, --dtype, --step, --family.")
+        raise ValueError(
+            f"jaxllm convert does not know {overrides[0]!r}. Choose from: --from, --to, --dtype, --step, --family, --adapters."
+        )
     setup.give_memory_back()
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a model that fits no device may still fit the host
     is_theirs = folders.is_one(args.source)
     if not (epath.Path(args.source) / workdir.NAME).exists():
         raise ValueError(f"--from {args.source}: there is no {workdir.NAME}. Give a Hugging Face folder or a work directory.")
-    for name in ("step", "family") if is_theirs else ():
-        if getattr(args, name) is not None:
+    for name in ("step", "family", "adapters") if is_theirs else ():
+        if getattr(args, name) not in (None, False):
             raise ValueError(f"--{name} is for work directories, and {args.source} is a Hugging Face folder. Leave it out.")
     with whole(args.to) as target:
         if is_theirs:
             bring_in(args.source, target, args.dtype)
         else:
-            take_out(args.source, target, args.dtype, args.step, args.family)
+            take_out(args.source, target, args.dtype, args.step, args.family, args.adapters)
     say(f"Written: {args.to}")
     return 0
 
@@ -107,12 +110,27 @@ def bring_in(source: str, target: Path, dtype: str | None) -> None:
     workdir.record(STAGE, resolve(said), target, known)
 
 
-def take_out(source: str, target: Path, dtype: str | None, step: int | None, family: str | None) -> None:
-    """Writes the model of a work directory (its moving average, if it kept one) as a Hugging Face folder."""
+def take_out(source: str, target: Path, dtype: str | None, step: int | None, family: str | None, adapters: bool = False) -> None:
+    """Writes the model of a work directory (its moving average, if it kept one) as a Hugging Face folder.
+
+    Adapters beside a frozen base are merged into it; or, with `adapters`, written alone, as PEFT lays them out.
+
+    Raises:
+      ValueError: adapters are asked for and there are none, or they are of a kind that can be neither.
+    """
     tokenizer, kept = workdir.own_tokenizer(source), epath.Path(source) / workdir.ORIGIN
     model, params, step = open_model(source, make_mesh(devices=jax.devices()[:1]), step)
     family = family_to_write(model.config, kept) if family is None else names.known(family)
     dtype = dtype or model.param_dtype
+    record = workdir.read(source)
+    tuned = tuning.make(resolve(record["config"]), model)
+    if adapters:
+        if not isinstance(params, Adapted):
+            raise ValueError(f"--adapters: {source} trained all of its weights. Leave it out to write them.")
+        peft_writing.save(target, family, tuned.method, params.adapters, "float32", base=record["config"]["init_from"])
+        return
+    if isinstance(params, Adapted):
+        params = jax.jit(tuned.method.merge)(*params)
     ids = tokenizer_files.save(tokenizer, kept, target)
     with bar(f"Writing {family} weights of step {step}", model.num_params() * jax.numpy.dtype(dtype).itemsize) as tell:
         huggingface.save(target, family, model.config, params, dtype, ids, tell=tell)

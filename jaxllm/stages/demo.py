@@ -1,4 +1,4 @@
-"""The whole life of a tiny code model, in minutes: prepare, train, be killed, resume, evaluate, sample, report."""
+"""The whole life of a tiny code model, in minutes: prepare, train, be killed, resume, sample, be taught sums, report."""
 
 import os
 import shutil
@@ -16,6 +16,8 @@ from jaxllm.stages.report import read_jsonl
 from jaxllm.training.goodput import goodput
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "stdlib_code.py"
+TAUGHT = CONFIG.parents[1] / "sft" / "arithmetic.py"
+SHARED = ("--config.model.", "--config.parallel.", "--config.seed")  # overrides that the second stage takes too
 PROMPTS = ("def read_file(path):\n", "import os\nimport sys\n\n", "class Node:\n    ", "    for i in range(", "    if not isinstance(")
 KILL_AT = 0.45  # share of the steps after which the run is killed
 
@@ -27,27 +29,32 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     if is_remote(args.workdir):
         raise ValueError(f"The demo runs on this machine, and --workdir {args.workdir} does not lie here. Give a local folder.")
     workdir, began = Path(args.workdir), time.monotonic()
-    run = workdir / "stdlib_code"
-    if run.exists() and not args.keep:
-        shutil.rmtree(run)
+    run, taught = workdir / "stdlib_code", workdir / "arithmetic"
+    for folder in (run, taught):
+        if folder.exists() and not args.keep:
+            shutil.rmtree(folder)
     train = ["pretrain", "--config", str(CONFIG), "--workdir", str(run), *overrides]
 
-    title("1/5  The Python standard library's own source becomes a tokenizer and token files")
+    title("1/6  The Python standard library's own source becomes a tokenizer and token files")
     call("prepare", "--config", str(CONFIG), *overrides)
 
-    title("2/5  A small model learns it; it is going to be killed (kill -9) on the way")
+    title("2/6  A small model learns it; it is going to be killed (kill -9) on the way")
     killed_at = train_and_kill(train, run)
 
-    title(f"3/5  The same command again: it goes on from the last whole checkpoint{f' (killed at step {killed_at})' if killed_at else ''}")
+    title(f"3/6  The same command again: it goes on from the last whole checkpoint{f' (killed at step {killed_at})' if killed_at else ''}")
     call(*train)
 
-    title("4/5  It writes code (temperature 0.7)")
+    title("4/6  It writes code (temperature 0.7)")
     asked = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     call("sample", "--workdir", str(run), *asked, "--config.sample.max_new_tokens=48", "--config.sample.temperature=0.7")
 
-    title("5/5  One page of all that")
-    page = report.write_report([run], workdir / "report.html")
-    return verdict(run, page, killed_at, time.monotonic() - began)
+    title("5/6  It is taught sums, and asked others than it was taught")
+    more = [word for word in overrides if word.startswith(SHARED)]
+    call("sft", "--config", str(TAUGHT), "--workdir", str(taught), f"--config.init_from={run}", *more)
+
+    title("6/6  One page of all that")
+    page = report.write_report([run, taught], workdir / "report.html")
+    return verdict(run, taught, page, killed_at, time.monotonic() - began)
 
 
 def title(text: str) -> None:
@@ -104,7 +111,14 @@ def total_steps(run: Path) -> int:
     return workdir.read(run)["config"]["steps"] if (run / workdir.NAME).exists() else 0
 
 
-def verdict(run: Path, page: str, killed_at: int | None, seconds: float) -> int:
+def sums(run: Path) -> str:
+    """How many sums a run got right, at which steps."""
+    asked = [record for record in read_jsonl(run / "evals.jsonl") if record["name"] == "arithmetic"]
+    said = [f"{record['exact_match']:.2f} of {record['rows']:.0f} at step {record['step']}" for record in (*asked[:1], *asked[1:][-1:])]
+    return ", ".join(said) or "not asked"
+
+
+def verdict(run: Path, taught: Path, page: str, killed_at: int | None, seconds: float) -> int:
     """Says in a few lines what happened, and whether the model beat the baseline."""
     from jaxllm.stages import workdir
 
@@ -113,13 +127,11 @@ def verdict(run: Path, page: str, killed_at: int | None, seconds: float) -> int:
     first, last = evals[0], evals[-1]
     spent = goodput(read_jsonl(run / "goodput.jsonl"))
     better = last["bits_per_byte"] < baselines["unigram_bits_per_byte"]
-    sums = [record for record in read_jsonl(run / "evals.jsonl") if record["name"] == "arithmetic"]
-    asked = [f"{record['exact_match']:.2f} of {record['rows']:.0f} right at step {record['step']}" for record in sums]
     print(
         f"held-out bits per byte: {first['bits_per_byte']:.3f} at step {first['step']},"
         f" {last['bits_per_byte']:.3f} at step {last['step']}"
         f" (unigram baseline {baselines['unigram_bits_per_byte']:.3f})\n"
-        f"sums, which nobody taught it: {', '.join(asked) or 'not asked'}\n"
+        f"sums right before it was taught any: {sums(run)}; while it was: {sums(taught)}\n"
         f"restarts: {spent['restarts']}; steps taken again: {max(0.0, spent['lost_seconds']):.1f} s of work\n"
         f"{seconds:.0f} s in all on {os.cpu_count()} cores. Open {page}",
         file=sys.stderr,

@@ -100,6 +100,9 @@ SHARED: dict[str, Key] = {
     "optimizer.weight_decay": Key(None, float, "decoupled weight decay (None: the optimizer's published default)"),
     "optimizer.decay": Key([], list, "regexes of parameter names that decay; empty: all matrices"),
     "optimizer.freeze": Key([], list, "regexes of parameter names that are not trained"),
+    "optimizer.unfreeze_every": Key(
+        0, int, "gradual unfreezing: updates after which the next lower layer learns too; 0: all from the start"
+    ),
     "optimizer.clip_norm": Key(1.0, float, "global gradient norm is clipped to this; 0: never"),
     "optimizer.mu_dtype": Key(None, str, "dtype of the first moment, bfloat16 say"),
     "optimizer.ema_decay": Key(0.0, float, "decay of the running mean of the parameters; 0: none"),
@@ -114,6 +117,7 @@ SHARED: dict[str, Key] = {
     "peft.name": Key(
         None, str, "train a small tree beside a frozen base: lora, dora, houlsby, prompt, ... (jaxllm sft --methods lists them)"
     ),
+    "peft.init_from": Key(None, str, "a folder of Hugging Face's PEFT to start the adapters from; it says which method they are of"),
     "peft.rank": Key(None, int, "lora and its kin: rank (none: 8)"),
     "peft.alpha": Key(None, float, "lora and its kin: alpha, the scale times the rank (none: the rank's default)"),
     "peft.dropout": Key(None, float, "lora and its kin: dropout on what goes into the adapter"),
@@ -122,7 +126,7 @@ SHARED: dict[str, Key] = {
     "peft.layers": Key(None, int, "last_n: how many of the last layers are trained"),
     "peft.task": Key(None, str, "of several soft prompts, the one to read and write with: the name of its source", resume=True),
     "peft.quantize": Key("none", str, "how the frozen base is stored: none, int8, nf4 (QLoRA)"),
-    "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, init, ..."),
+    "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, start, num_tasks, ..."),
     "parallel.replica": Key(1, int, "data parallel across slices", resume=True),
     "parallel.fsdp": Key(-1, int, "data parallel with sharded parameters; -1 takes what is left", resume=True),
     "parallel.stage": Key(1, int, "pipeline stages (comes later)", resume=True),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.data.tokenizers import make_tokenizer
-from jaxllm.interop import folders, huggingface, places, settings, tokenizer_files
+from jaxllm.interop import folders, huggingface, peft_folders, places, settings, tokenizer_files
 from jaxllm.models import heads
 from jaxllm.models.adapted import Adapted
 from jaxllm.parallel import hosts, rules
@@ -78,7 +78,7 @@ def open_tokenizer(folder: str, task: str | None = None) -> Tokenizer:
     """
     tokenizer, record = workdir.own_tokenizer(folder), workdir.read(folder)
     config = resolve(record["config"])
-    soft = tuning.make(config, setup.model(config, record.get("vocab_size"))).soft() if config.peft.name else None
+    soft = tuning.make(config, setup.model(config, record.get("vocab_size"))).soft() if config.peft.name or config.peft.init_from else None
     if soft is not None:
         names = record["tasks"]
         if (task is None and soft.num_tasks > 1) or (task is not None and task not in names):
@@ -215,6 +215,8 @@ def start(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, still: Any, tokeni
         if not config.init_from:
             return None
         own = initial_weights(config, mesh, tuned.model, tokenizer)
+    elif config.peft.init_from:
+        own = peft_folders.place(tuning.of_folder(config.peft.init_from, tuned.model), mesh)
     else:
         with jax.set_mesh(mesh):
             own = jax.jit(lambda base: tuned.method.init(tuning.key(config), base))(still["base"])

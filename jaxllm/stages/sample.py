@@ -7,19 +7,21 @@ import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from jaxllm.models import stacks
+from jaxllm.models.adapted import Adapted
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.sampling.logits import Sampling
 from jaxllm.sampling.text import Sample, Texts
 from jaxllm.stages import scored, setup, workdir
 from jaxllm.stages.config import parse_overrides, resolve
-from jaxllm.stages.opened import open_model, open_tokenizer
+from jaxllm.stages.opened import identity, open_model, open_tokenizer
 from jaxllm.stages.scored import Ranking
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what of the config says how a token is drawn
@@ -28,13 +30,22 @@ RANKINGS: dict[str, Ranking] = {
 }  # what --rank-by takes the best by
 
 
-def read_prompts(args: Namespace) -> list[str]:
-    """The prompts of the command line: --prompt, and --prompts as a file or standard input, a prompt a line (or {"prompt": ...}).
+class Prompt(NamedTuple):
+    """What is asked, and through which adapter (None: the first there is)."""
+
+    text: str
+    adapter: str | None = None
+
+
+def read_prompts(args: Namespace) -> list[Prompt]:
+    """The prompts of the command line: --prompt, and --prompts as a file or standard input.
+
+    A line of it is a prompt, or {"prompt": ..., "adapter": ...}.
 
     Raises:
       ValueError: none at all, or a file that is not there.
     """
-    prompts = list(args.prompt or [])
+    prompts = [Prompt(text) for text in args.prompt or []]
     if args.prompts:
         if args.prompts != "-" and not Path(args.prompts).is_file():
             raise ValueError(f"No prompt file {args.prompts!r}. Give a file with one prompt a line, or - for standard input.")
@@ -45,13 +56,44 @@ def read_prompts(args: Namespace) -> list[str]:
     return prompts
 
 
-def _prompt(line: str) -> str:
+def _prompt(line: str) -> Prompt:
     """A line as it stands, or the "prompt" of a JSON object that has one: code may begin with a brace too."""
     try:
         found = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
-        return line
-    return found["prompt"] if isinstance(found, dict) and isinstance(found.get("prompt"), str) else line
+        return Prompt(line)
+    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+        return Prompt(line)
+    return Prompt(found["prompt"], found.get("adapter"))
+
+
+def through(prompts: Sequence[Prompt], folders: Sequence[str]) -> list[int] | None:
+    """Which of the adapters each prompt goes through; None: there are none.
+
+    Raises:
+      ValueError: a prompt names one that is not among them.
+    """
+    for prompt in prompts:
+        if prompt.adapter is not None and prompt.adapter not in folders:
+            known = ", ".join(folders) or "none; give --adapters DIR,DIR"
+            raise ValueError(f"A prompt asks for adapter {prompt.adapter!r}. There are: {known}.")
+    return [folders.index(prompt.adapter or folders[0]) for prompt in prompts] if folders else None
+
+
+def stacked(folders: Sequence[str], base: str, params: Any, model: Any, mesh: Any) -> Any:
+    """The model of a work directory with the LoRAs of runs that started from it.
+
+    Raises:
+      ValueError: a run that is of another base, or trained something else than LoRAs.
+    """
+    trees = []
+    for folder in folders:
+        there, found, _ = open_model(folder, mesh)
+        source = workdir.read(folder)["config"]["init_from"]
+        if not isinstance(found, Adapted) or source is None or identity(source) != identity(base):
+            raise ValueError(f"--adapters: {folder} is no run of adapters over {base} (it started from {source}). Leave it out.")
+        trees.append(there.relayout(found.adapters, model.scan_layers) if there.scan_layers != model.scan_layers else found.adapters)
+    return Adapted(params, stacks.stack(trees))
 
 
 def start(args: Namespace, overrides: Sequence[str]) -> ConfigDict:
@@ -89,7 +131,8 @@ def _opened(folder: str, mesh: Any, step: int | None, config: ConfigDict | None)
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
     """`jaxllm sample --workdir D --prompt TEXT`; text on the terminal, JSON lines in samples.jsonl."""
-    prompts = read_prompts(args)
+    asked, folders = read_prompts(args), args.adapters.split(",") if args.adapters else []
+    prompts, chosen = [prompt.text for prompt in asked], through(asked, folders)
     if args.rank_by not in RANKINGS and not scored.is_one(args.rank_by):
         raise ValueError(
             f"Unknown --rank-by {args.rank_by!r}. Choose one of: {', '.join(RANKINGS)}; or give the work directory of a reward model."
@@ -110,11 +153,14 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     mesh = make_mesh()  # rows are independent: every device gets its own
     with jax.set_mesh(mesh):
         texts, params, step = open_texts(args, config, mesh)
+        if folders:
+            params = stacked(folders, args.workdir, params, texts.model, mesh)
         each = args.best_of or config.sample.num_samples
         kept = 1 if args.best_of else each
         how = settings(config, args)
         done = made_before(output, prompts, kept, how | {"step": step}) if args.resume else 0
-        samples = texts.samples(params, prompts, seed=config.seed, num_samples=each, skip=done // kept * each + done % kept)
+        skip = done // kept * each + done % kept
+        samples = texts.samples(params, prompts, seed=config.seed, num_samples=each, skip=skip, adapters=chosen)
         if args.best_of:
             samples = best(samples, RANKINGS.get(args.rank_by) or scored.ranking(args.rank_by, mesh))
         write(samples, how | {"step": step}, output, total=len(prompts) * kept, done=done)
@@ -142,7 +188,8 @@ def settings(config: ConfigDict, args: Namespace) -> dict[str, Any]:
     """What a line says of how it was made: the seed, and a checksum of everything else that decides its tokens."""
     section = {name: value for name, value in config.sample.to_dict().items() if name != "slots"}
     said = json.dumps(
-        [section, args.best_of, args.rank_by if args.best_of else None, args.draft, args.draft and args.draft_step], sort_keys=True
+        [section, args.best_of, args.rank_by if args.best_of else None, args.draft, args.draft and args.draft_step, args.adapters],
+        sort_keys=True,
     )
     return {"seed": config.seed, "settings": f"{zlib.crc32(said.encode()):08x}"}
 

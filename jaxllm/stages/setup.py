@@ -233,6 +233,7 @@ def optimizer(config: ConfigDict, axes: Any, still: Sequence[str] = ()) -> Any:
     """The optimizer with its schedule, from `optimizer.*` and `schedule.*`; `still`: regexes of what the stage does not train."""
     from jaxllm.training.optimizers import make_optimizer
     from jaxllm.training.schedules import make_schedule
+    from jaxllm.training.unfreezing import unfreezing
 
     section, shape = config.optimizer, config.schedule
     extra = {name: shape[name] for name in ("final", "decay") if shape[name] is not None}
@@ -240,7 +241,7 @@ def optimizer(config: ConfigDict, axes: Any, still: Sequence[str] = ()) -> Any:
     options = {name: section[name] for name in ("b1", "b2", "eps", "momentum") if section[name] is not None}
     if section.mu_dtype is not None:
         options["momentum_dtype"] = section.mu_dtype
-    return make_optimizer(
+    made = make_optimizer(
         section.name,
         schedule,
         axes=axes,
@@ -250,3 +251,4 @@ def optimizer(config: ConfigDict, axes: Any, still: Sequence[str] = ()) -> Any:
         **options,
         **section.options.to_dict(),
     )
+    return unfreezing(made, section.unfreeze_every) if section.unfreeze_every else made

@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxllm.data.tokenizer_kinds import Tokenizer
+from jaxllm.interop import peft_folders, settings
 from jaxllm.models import heads, peft, quantized
 from jaxllm.models.adapted import Adapted
 from jaxllm.models.model import Model
@@ -117,6 +118,10 @@ def make(config: ConfigDict, model: Model, tokenizer: Tokenizer | None = None, b
       ValueError: an unknown method, or options that it does not take.
     """
     section = config.peft
+    if section.init_from:
+        if section.name:
+            raise ValueError(f"peft.init_from={section.init_from!r} brings its own method. Leave out peft.name={section.name!r}.")
+        return Tuned(model, of_folder(section.init_from, model).method, section.quantize, beside)
     given = {name: section[name] for name in OPTIONS if section[name] not in (None, [], ())} | section.options.to_dict()
     if not section.name:
         if given or section.quantize != "none":
@@ -127,6 +132,15 @@ def make(config: ConfigDict, model: Model, tokenizer: Tokenizer | None = None, b
         if name in given:
             given[name] = _ids(given[name], tokenizer)
     return Tuned(model, peft.make(model, section.name, **given), section.quantize, beside)
+
+
+def of_folder(folder: str, model: Model) -> peft_folders.Found:
+    """The adapters of a folder as Hugging Face's PEFT writes them.
+
+    Raises:
+      ValueError: see `peft_folders.open_adapters` and `peft_folders.read`.
+    """
+    return peft_folders.read(peft_folders.open_adapters(folder), settings.family_of(model.config), model)
 
 
 def _ids(said: Any, tokenizer: Tokenizer | None) -> Any:

@@ -55,7 +55,7 @@ def test_scales_and_first_draws(name, scale):
     """alpha / r or alpha / sqrt(r); A within fan_in ** -0.5 and as wide as that, B zero."""
     method = peft.make(of(name).model, name, rank=4, alpha=16)
     found = quick_jit(method.init)(jax.random.key(0), base_of())["layers"]["scanned"]["0"]
-    entry = found["mlp"]["down"][method.KEY]
+    entry = found["mlp"]["down"]["lora"]
     assert entry.scale == scale and not np.any(entry.b)
     bound = LLAMA.mlp_width**-0.5
     assert 0.95 * bound < np.abs(entry.a).max() <= bound and abs(np.std(entry.a) - bound / 3**0.5) < 0.1 * bound

@@ -285,6 +285,6 @@ def test_axes_serve_every_optimizer():
     zeros = jax.tree.map(np.zeros_like, drawn_of("dora"))
     update = lambda params: optimizer.update(zeros, optimizer.init(params), params, step=jnp.int32(0))[0]  # noqa: E731
     updates = quick_jit(update)(drawn_of("dora"))
-    found = updates["layers"]["scanned"]["0"]["attention"]["query"]["dora"]
-    np.testing.assert_allclose(found.b, -lr * decay * drawn_of("dora")["layers"]["scanned"]["0"]["attention"]["query"]["dora"].b, rtol=1e-6)
+    found = updates["layers"]["scanned"]["0"]["attention"]["query"]["lora"]
+    np.testing.assert_allclose(found.b, -lr * decay * drawn_of("dora")["layers"]["scanned"]["0"]["attention"]["query"]["lora"].b, rtol=1e-6)
     assert not np.any(found.magnitude), "a magnitude is a vector"

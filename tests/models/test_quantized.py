@@ -122,7 +122,7 @@ def test_four_devices_are_one(made):
 
 
 def test_a_qlora_step_needs_less_than_half_of_what_lora_needs():
-    model = Model(preset("tiny_llama3").replace(width=256, mlp_width=1024, num_layers=6), remat="full")
+    model = Model(preset("tiny_llama3").replace(width=256, mlp_width=1024, num_layers=12), remat="full")
     adapters = peft.make(model, "lora", rank=2).abstract()
 
     def loss(adapters, base):
@@ -131,11 +131,10 @@ def test_a_qlora_step_needs_less_than_half_of_what_lora_needs():
 
     def needed(base):
         memory = jax.jit(jax.grad(loss), compiler_options=QUICK).lower(adapters, base).compile().memory_analysis()
-        return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
-    (held, made), (plain, _) = needed(quantized.abstract(model, "nf4")), needed(model.abstract())
-    one = 4 * 256 * 1024
-    assert held < 0.25 * plain and made < 6 * one, (held / plain, made / one)  # of 6 layers with 17 kernels of this size
+    small, large = needed(quantized.abstract(model, "nf4")), needed(model.abstract())
+    assert small < 0.5 * large, small / large
 
 
 def test_nf4_blocks_run_along_the_width():

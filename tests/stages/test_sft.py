@@ -222,3 +222,31 @@ def test_the_programs_of_tuning_are_known_in_advance(folder):
         ((name, (function, arguments)),) = train.programs(config, mesh, recipes.recipe_of(config)).items()
         assert name == "train_step" and bool(arguments[1]) == bool(peft)
         jax.eval_shape(function, *arguments)
+
+
+def test_adapters_go_out_and_come_in_as_peft_lays_them_out(lora, base, run, stage, tmp_path, capsys):
+    assert stage("convert", "--from", lora, "--to", tmp_path / "folder", "--adapters") == 0
+    said = json.loads((tmp_path / "folder/adapter_config.json").read_text())
+    assert (said["peft_type"], said["r"]) == ("LORA", 4)
+    assert run(tmp_path / "in", "--config.steps=1", init_from=str(base), model={}, peft={"init_from": str(tmp_path / "folder")}) == 0
+    assert held_out(tmp_path / "in")[0] == pytest.approx(held_out(lora)[-1], abs=1e-5)
+    assert stage("convert", "--from", base, "--to", tmp_path / "none", "--adapters") == 2
+    assert "trained all of its weights" in capsys.readouterr().err
+
+
+def test_each_prompt_goes_through_its_own_adapter(lora, base, stage, tmp_path, capsys):
+    lines = [{"prompt": "7 red", "adapter": str(lora)}, {"prompt": "8 blue"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--config.sample.max_new_tokens=6", "--config.sample.temperature=0"]
+    both = ["sample", "--workdir", base, "--adapters", lora, "--prompts", tmp_path / "prompts.jsonl", "--output", tmp_path / "both.jsonl"]
+    assert stage(*both, *words) == 0
+    alone = ["sample", "--workdir", lora, "--prompt", "7 red", "--prompt", "8 blue", "--output", tmp_path / "alone.jsonl"]
+    assert stage(*alone, *words) == 0
+    texts = [[json.loads(line)["tokens"] for line in (tmp_path / name).read_text().splitlines()] for name in ("both.jsonl", "alone.jsonl")]
+    assert texts[0] == texts[1]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "adapter": "other"}\n')
+    assert stage(*both, *words) == 2 and "asks for adapter 'other'" in capsys.readouterr().err
+
+
+def test_layers_join_one_after_the_other(run, tmp_path):
+    assert run(tmp_path / "run", "--config.steps=2", "--config.optimizer.unfreeze_every=1") == 0
