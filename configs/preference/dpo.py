@@ -2,6 +2,7 @@
 
     jaxllm preference --config configs/preference/dpo.py --workdir runs/dpo --config.init_from=runs/alpaca
 
+With --config.peft.name=lora the reference is the base with its adapters off, and costs no memory (try ten times the learning rate).
 runs/alpaca is what configs/sft/alpaca.py trains; preference.loss may be any of ipo, hinge, robust, exo, nca, sppo, apo_zero, ...
 """
 

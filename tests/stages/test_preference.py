@@ -51,7 +51,7 @@ def sigmoid(x):
 @pytest.mark.parametrize("name", ["dpo", "orpo"])
 def test_the_loss_is_that_of_the_answers_log_probabilities(name, files):
     bench = bench_of(files, preference__loss=name, preference__beta="0.3")
-    rows = bench.data.reader(bench.config).rows(0)
+    rows = bench.rows()
     _, state, frozen = bench.start()
     moved = jax.tree.map(lambda leaf: leaf * 1.1, state.params)  # the policy has left its start
     terms, report, totals = bench.terms(rows, moved)
@@ -74,8 +74,7 @@ def test_the_loss_is_that_of_the_answers_log_probabilities(name, files):
 
 def test_kto_compares_with_the_mean_log_ratio_of_mismatched_pairs_of_the_whole_batch(files):
     bench = bench_of(files, preference__loss="kto")
-    reader = bench.data.reader(bench.config)
-    rows = next(rows for rows in map(reader.rows, range(9)) if rows["lengths"].all())
+    rows = bench.rows()
     _, state, frozen = bench.start()
     good, baselines = rows["values"][:, 0, 0] > 0.5, []
     for factor in (0.5, 1.5):  # a policy that left its start to either side
@@ -96,7 +95,7 @@ def test_kto_compares_with_the_mean_log_ratio_of_mismatched_pairs_of_the_whole_b
 def test_microbatches_and_eight_devices_change_nothing(name, files):
     more = {"peft__name": "lora"} if name == "dpo" else {"file": "labels"}
     one = bench_of(files, preference__loss=name, **more)
-    rows = one.data.reader(one.config).rows(1)
+    rows = one.rows()
     many = bench_of(files, make_mesh({"fsdp": 4, "tensor": 2}), preference__loss=name, microbatches="2", **more)
     found, expected = many.update(rows), one.update(rows)
     assert_same_update(found, expected)
@@ -106,7 +105,7 @@ def test_microbatches_and_eight_devices_change_nothing(name, files):
 def test_under_soft_prompts_the_reference_is_the_base_without_them(files):
     bench = bench_of(files, peft__name="prompt", peft__length="4")
     _, state, frozen = bench.start()
-    soft = bench.data.reader(bench.config, bench.tuned.soft()).rows(0)
+    soft = bench.rows()
     bare = {}
     for b in range(8):  # the same answers, soft tokens taken out
         real = (soft["segments"][b] > 0) & (soft["tokens"][b] < 320)
