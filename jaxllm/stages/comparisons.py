@@ -197,5 +197,7 @@ def check_kind(name: str, groups: Groups, needs: Wants) -> None:
             f"{needs.loss} learns from labels, and {int((~valued).sum()):,} of {len(valued):,} records of {name!r} compare answers."
             " Choose reward.loss=bradley_terry, ranking or pick_best."
         )
-    if needs.alone and not np.isin(groups.said.values[valued], (0.0, 1.0)).all():
-        raise ValueError(f"{needs.loss} wants labels true and false (1 and 0), and {name!r} has others.")
+    values = groups.said.values[valued]
+    if needs.alone and not (np.isin(values, (0.0, 1.0)) if needs.partners else (values >= 0) & (values <= 1)).all():
+        kind = "true and false (1 and 0)" if needs.partners else "from 0 to 1"
+        raise ValueError(f"{needs.loss} wants labels {kind}, and {name!r} has others.")

@@ -161,7 +161,8 @@ REWARD: dict[str, Key] = {
     "reward.loss": Key(
         "bradley_terry",
         str,
-        "bradley_terry (pairs), ranking or pick_best (several answers), rating, binary or multiclass (labels; rules broken: binary)",
+        "bradley_terry (pairs), ranking or pick_best (several answers), rating, multiclass, or binary"
+        " (labels; rules that are broken; compared answers are taken apart)",
     ),
     "reward.answers": Key(2, int, "the most answers that a prompt has"),
     "reward.ties": Key("half", str, "how pairs that are called equal are modelled: half, rao_kupper, davidson"),

@@ -132,7 +132,7 @@ def wants(config: ConfigDict) -> Wants:
         raise ValueError(f"reward.answers={answers} leaves nothing to compare. Give 2 or more.")
     if config.reward.loss == "bradley_terry" and answers != 2:
         raise ValueError(f"reward.answers={answers}, and bradley_terry compares two. Choose reward.loss=ranking, or reward.answers=2.")
-    return Wants(f"reward.loss={config.reward.loss!r}", shape(config), compared=row.compared)
+    return Wants(f"reward.loss={config.reward.loss!r}", shape(config), compared=row.compared, alone=config.reward.loss == "binary")
 
 
 def head(config: ConfigDict, model: Model) -> Head:
