@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS, TRAINS
+from jaxllm.stages.keys import RL, ROLLOUT, SAMPLE, SHARED, STAGES, TASKS, TRAINS
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75  # DESIGN: exit codes
 
@@ -49,6 +49,11 @@ def _pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--presets", action=_Presets, nargs=0, help="list the model presets and exit")
     parser.add_argument("--methods", action=_Methods, nargs=0, help="list the methods of peft.name and exit")
     parser.epilog = _keys_help(SHARED)
+
+
+def _rl(parser: argparse.ArgumentParser) -> None:
+    _pretrain(parser)
+    parser.epilog = _keys_help(ROLLOUT | RL | SHARED)
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -156,6 +161,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "sft": _pretrain,
     "reward": _pretrain,
     "preference": _pretrain,
+    "rl": _rl,
     "evaluate": _evaluate,
     "tasks": lambda parser: None,
     "sample": _sample,

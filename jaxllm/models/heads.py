@@ -28,6 +28,7 @@ class Head:
       num_members: M.
       hidden: widths of the MLP between; none: one linear map, as in InstructGPT.
       prior: the factor of the fixed networks; 0: there are none.
+      zero: whether the last layer begins at 0, as a critic's does (arXiv 1909.08593).
     """
 
     width: int
@@ -35,11 +36,16 @@ class Head:
     num_members: int = 1
     hidden: tuple[int, ...] = ()
     prior: float = 0.0
+    zero: bool = False
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh parameters, float32: kernels normal with standard deviation 1 / sqrt(inputs + 1), biases 0 (arXiv 2403.17031)."""
         trained, fixed = jax.random.split(rng)
-        return self._members(trained) | ({"prior": self._members(fixed)} if self.prior else {})
+        own = self._members(trained)
+        if self.zero:
+            last = f"layer_{len(self._sizes) - 1}"
+            own[last] = jax.tree.map(jnp.zeros_like, own[last])
+        return own | ({"prior": self._members(fixed)} if self.prior else {})
 
     def _members(self, rng: jax.Array) -> Params:
         def member(key):

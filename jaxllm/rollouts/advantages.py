@@ -154,6 +154,16 @@ def group_mean(rewards: jax.Array, groups: jax.Array, scored: jax.Array | None =
     return group_relative(rewards, groups, scored, scale="none")
 
 
+def best_of_group(rewards: jax.Array, groups: jax.Array, scored: jax.Array | None = None) -> jax.Array:
+    """1 for the best row of each group (the first of several), else 0: best-of-n tuning, or RAFT (arXiv 2304.06767); float32 [B]."""
+    grouped = Groups(groups, scored)
+    rewards = jnp.where(grouped.scored, trained(rewards, grouped.scored), -jnp.inf)
+    best = jax.ops.segment_max(rewards, grouped.ids, grouped.size)[grouped.ids]
+    index = jnp.arange(grouped.size)
+    first = jax.ops.segment_min(jnp.where(rewards == best, index, grouped.size), grouped.ids, grouped.size)[grouped.ids]
+    return (grouped.scored & (index == first)).astype(jnp.float32)
+
+
 def against_greedy(rewards: jax.Array, greedy: jax.Array) -> jax.Array:
     """r - reward of the greedy completion of the same prompt (ReMax, arXiv 2310.10505); float [B] both, in the same order."""
     return jnp.asarray(rewards, jnp.float32) - jnp.asarray(greedy, jnp.float32)
@@ -169,4 +179,4 @@ def informative(rewards: jax.Array, groups: jax.Array, scored: jax.Array | None 
     return grouped.scored & (high > low)
 
 
-OUTCOME = {"group_relative": group_relative, "leave_one_out": leave_one_out, "group_mean": group_mean}
+OUTCOME = {"group_relative": group_relative, "leave_one_out": leave_one_out, "group_mean": group_mean, "best": best_of_group}

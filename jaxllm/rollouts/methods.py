@@ -49,5 +49,6 @@ METHODS: dict[str, Method] = {
     "remax": Method("reinforce", "greedy", "constant", "reward"),
     "reinforce": Method("reinforce", "to_go", "constant", "reward"),
     "reinforce_plus_plus": Method("clip", "to_go", "token", "reward", options=_clip(0.2, 0.2), whiten=True),
+    "raft": Method("reinforce", "best", "token", "none"),
     "reinforce_plus_plus_baseline": Method("clip", "group_mean", "token", "loss", options=_clip(0.2, 0.2), whiten=True),
 }

@@ -10,6 +10,7 @@ import numpy as np
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.models.model import Model
 from jaxllm.sampling import speculative
+from jaxllm.sampling.endings import Endings
 from jaxllm.sampling.engine import Ends, Engine, Request
 from jaxllm.sampling.logits import Sampling
 from jaxllm.sampling.whole import MANY, Beams, Speculative, Whole
@@ -110,6 +111,7 @@ class Texts:
         fields = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
         self.sampling = Sampling(**fields, stop_ids=stop_ids(tokenizer, stop_tokens), num_ids=tokenizer.vocab_size)
         self.model, self.slots, self.block, self.num_beams, self.draft, self.num_draft = model, slots, block, num_beams, draft, num_draft
+        self.endings = Endings(tokenizer, self.stop, self.sampling.stop_ids)
         self._check_search(sampling)
         self.engine: Engine | Whole | None = None
         self._last: dict[int, np.ndarray] = {}  # the last token of each prompt
@@ -230,23 +232,8 @@ class Texts:
 
     def text(self, tokens: Sequence[int], id: int) -> str:
         """What the tokens of a row say after its prompt, without a stop token or a stop string at the end."""
-        text = self._decoded(tokens[:-1] if tokens and tokens[-1] in self.sampling.stop_ids else tokens, id)
-        found = [text.index(stop) for stop in self.stop if stop in text]
-        return text[: min(found)] if found else text
+        return self.endings.text(self._last[id // MANY].tolist(), tokens)
 
     def ends(self, id: int, tokens: Sequence[int]) -> int | None:
         """How many tokens hold the first stop string, if one is there."""
-        if not any(stop in self._decoded(tokens, id) for stop in self.stop):
-            return None
-        low, high = 1, len(tokens)  # the fewest tokens whose text holds one
-        while low < high:
-            middle = (low + high) // 2
-            holds = any(stop in self._decoded(tokens[:middle], id) for stop in self.stop)
-            low, high = (low, middle) if holds else (middle + 1, high)
-        return high
-
-    def _decoded(self, tokens: Sequence[int], id: int) -> str:
-        """The text of tokens that follow a prompt: some tokenizers drop a space from the beginning of a text, which this is not."""
-        before = self._last[id // MANY].tolist()
-        head, whole = self.tokenizer.decode(before), self.tokenizer.decode([*before, *tokens])
-        return whole[len(head) :] if head and whole.startswith(head) else self.tokenizer.decode(tokens)
+        return self.endings.keep(self._last[id // MANY].tolist(), tokens)

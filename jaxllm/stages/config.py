@@ -15,9 +15,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxllm.models.config import ModelConfig
-from jaxllm.stages.keys import ALIASES, PREFERENCE, REWARD, SAMPLE, SHARED, TASKS, Key
+from jaxllm.stages.keys import ALIASES, PREFERENCE, REWARD, RL, ROLLOUT, SAMPLE, SHARED, TASKS, Key
 
-KEYS = SHARED | REWARD | PREFERENCE | TASKS | SAMPLE
+KEYS = SHARED | REWARD | PREFERENCE | TASKS | ROLLOUT | RL | SAMPLE
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", list: "a list", dict: "a table"}
 
 
@@ -37,6 +37,7 @@ COUNTS = (
     "checkpoint.keep",
     "log.every",
     "early_stopping.patience",
+    *(f"rollout.{name}" for name in ("prompts", "samples_per_prompt", "epochs", "max_new_tokens", "limit")),
 )
 SIZES = (
     "checkpoint.every",
@@ -51,6 +52,9 @@ SIZES = (
     "data.workers",
     "optimizer.unfreeze_every",
     "model.logprobs_chunk",
+    *(f"rollout.{name}" for name in ("slots", "check_every", "log_samples", "shots")),
+    *(f"rl.{name}" for name in ("kl_coefficient", "ptx_coefficient", "ptx_rows", "entropy_coefficient")),
+    *(f"rl.{name}" for name in ("importance_cap", "value_clip", "value_coefficient")),
     *(f"optimizer.{name}" for name in ("clip_norm", "learning_rate", "eps", "weight_decay", "spike_sigma")),
 )
 SHARES = ("schedule.decay", "optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema_decay", "data.eval_fraction")

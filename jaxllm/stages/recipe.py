@@ -133,6 +133,7 @@ class Recipe(NamedTuple):
       scores: the names of those metrics.
       beside: (config, model) -> what there is beside the model.
       fields: config -> the fields of a batch beside `pipeline.FIELDS`: name -> shape, dtype.
+      feed: (run, work directory) -> where batches come from, where they are made with the state's weights; None: from the data's reader.
     """
 
     name: str
@@ -142,3 +143,4 @@ class Recipe(NamedTuple):
     scores: Sequence[str] = SCORES
     beside: Callable[[ConfigDict, Any], Beside] = lambda config, model: Beside()
     fields: Callable[[ConfigDict], Mapping[str, tuple[tuple[int, ...], Any]]] = lambda config: {}
+    feed: Callable[[Any, str], Any] | None = None

@@ -13,6 +13,16 @@ from jaxllm.stages import figures
 from jaxllm.stages.page import curves, table, write
 from jaxllm.training.goodput import goodput
 
+CURVES = {  # of metrics.jsonl, where a run has them
+    "reward": "reward",
+    "kl_k3": "KL from the start (nats a token, k3)",
+    "entropy_sampled": "entropy (nats a token, of the samples)",
+    "completion_tokens": "tokens of a completion",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
+}
+
 
 def read_jsonl(path: os.PathLike | str) -> list[dict[str, Any]]:
     """The records of a JSON-lines file; none where there is no file, and a half-written last line (a killed run) is left out."""
@@ -64,9 +74,9 @@ def section(workdir: epath.Path) -> str:
         if bits:
             unigram = {"unigram baseline": guides["unigram_bits_per_byte"]} if "unigram_bits_per_byte" in guides else {}
             parts += ["<h3>Bits per byte</h3>", curves(bits, "bits per byte", unigram)]
-        for key, label in (("learning_rate", "learning rate"), ("grad_norm", "gradient norm"), ("tokens_per_second", "tokens per second")):
+        for key, label in CURVES.items():
             if points(metrics, key)[0]:
-                parts += [f"<h3>{label.capitalize()}</h3>", curves({label: points(metrics, key)}, label)]
+                parts += [f"<h3>{label[0].upper()}{label[1:]}</h3>", curves({label: points(metrics, key)}, label)]
     epochs = [r for r in evals if r["name"] == "epochs"]
     if epochs:
         rows = [(name, float(times)) for name, times in epochs[-1].items() if name not in ("step", "name")]

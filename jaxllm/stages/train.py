@@ -123,6 +123,7 @@ def check(config: ConfigDict, recipe: Recipe) -> int:
 class Run(NamedTuple):
     """Everything a training run is made of."""
 
+    recipe: Recipe
     config: ConfigDict
     mesh: jax.sharding.Mesh
     data: Data
@@ -150,7 +151,7 @@ def run(recipe: Recipe, config: ConfigDict, folder: str) -> int:
         made = build(config, recipe)
         config = made.config
         with contextlib.closing(make_writer(made, folder)) as writer:
-            ended = _train(recipe.name, made, folder, stop, flags, writer)
+            ended = _train(made, folder, stop, flags, writer)
     stopped = ended.reason == "stopped"
     if stopped:
         hosts.say(f"Stopped and saved at step {ended.step}. Run the same command again to go on from there.")
@@ -206,7 +207,9 @@ def build(config: ConfigDict, recipe: Recipe) -> Run:
     if (steps := data.steps(config, tuned.soft())) is not None:
         config = config.copy_and_resolve_references()
         config.steps = steps
-    return Run(config, mesh, data, tuned, setup.optimizer(config, tuned.axes(), tuned.still()), recipe.objective(config, model), scorer)
+    return Run(
+        recipe, config, mesh, data, tuned, setup.optimizer(config, tuned.axes(), tuned.still()), recipe.objective(config, model), scorer
+    )
 
 
 def check_soft(soft: Soft | None, tasks: Sequence[str]) -> None:
@@ -222,9 +225,9 @@ def check_soft(soft: Soft | None, tasks: Sequence[str]) -> None:
         )
 
 
-def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flags: str, writer: Writer) -> Ended:
+def _train(made: Run, folder: str, stop: Callable[[int], bool], flags: str, writer: Writer) -> Ended:
     """Restores or creates the state, says what is about to run, and fits."""
-    config, mesh, data, tuned = made.config, made.mesh, made.data, made.tuned
+    recipe, config, mesh, data, tuned = made.recipe, made.config, made.mesh, made.data, made.tuned
     known = {"tokenizer": data.tokenizer.fingerprint, "data": data.content, "train_data": data.train_content}
     metadata = {**known, "scan_layers": tuned.model.scan_layers} | opened.source(config, tuned)
     data.check(config, folder)
@@ -243,13 +246,13 @@ def _train(stage: str, made: Run, folder: str, stop: Callable[[int], bool], flag
         state, feed_state = start_state(made, frozen, checkpoints, expect)
     checkpoints.prepare(state)
     reader = data.reader(config, tuned.soft())
-    feed = inputs.feed(config, mesh, reader)
+    feed = recipe.feed(made, folder) if recipe.feed else inputs.feed(config, mesh, reader)
     if feed_state is not None:
         feed.restore(feed_state)
     baselines = data.baselines()
     if hosts.is_first():
         more = {"vocab_size": data.tokenizer.vocab_size, "baselines": baselines, **data.record()}
-        workdir.record(stage, config, folder, {**known, **more})
+        workdir.record(recipe.name, config, folder, {**known, **more})
         workdir.keep_tokenizer(data.tokenizer, folder)
         if config.init_from:
             origin.keep(config.init_from, folder, data.tokenizer.fingerprint)

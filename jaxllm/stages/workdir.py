@@ -110,7 +110,8 @@ def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
     """The config, its paths such that they hold in whatever folder the run is read or resumed."""
     data = config["data"]
     places = [(entry, "path") for entry in (*data["train"], *data["eval"], data["tokenizer"] or {})]
-    for table, key in (*places, (data, "prepared"), (data, "stage_to"), (data, "cache"), (config, "init_from")):
+    places += [(data, name) for name in ("prepared", "stage_to", "cache")] + [(config, "init_from"), (config.get("rollout", {}), "file")]
+    for table, key in places:
         if table.get(key):
             table[key] = absolute(table[key])
     return config

@@ -1,0 +1,45 @@
+"""GRPO on sums and differences that are made here, scored by their own verifier; from a model that was taught some of them.
+
+jaxllm rl --config configs/rl/grpo_arithmetic.py --workdir runs/grpo --config.init_from=runs/arithmetic
+
+runs/arithmetic is what configs/sft/arithmetic.py trains. A fifth of all questions there are is never trained on, and is asked while training.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`:tiny` is the same in a few steps, for tests."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"Unknown argument {arg!r}. Choose one of: tiny")
+    tiny = arg == "tiny"
+    return ConfigDict(
+        {
+            "stage": "rl",
+            "seed": 0,
+            "steps": 4 if tiny else 200,
+            "batch_size": 16 if tiny else 128,
+            "sequence_length": 24,
+            "model": {
+                "vocab_size": 320 if tiny else 2048,
+                "num_layers": 2 if tiny else 4,
+                "width": 64 if tiny else 192,
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "mlp_width": 128 if tiny else 512,
+                "tied_embeddings": True,
+            },
+            "rollout": {
+                "task": "arithmetic",
+                "prompts": 4 if tiny else 16,
+                "samples_per_prompt": 4 if tiny else 8,
+                "max_new_tokens": 8,
+            },
+            "rl": {"method": "grpo", "kl_coefficient": 0.02},
+            "optimizer": {"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.0},
+            "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
+            "checkpoint": {"every": 2 if tiny else 50},
+            "eval": {"every": 2 if tiny else 50},
+            "tasks": {"names": ["arithmetic"], "limit": 8 if tiny else 200, "max_new_tokens": 8},
+        }
+    )

@@ -1,0 +1,203 @@
+"""Rewards: named components of a completion's score, and the rule that makes them one number. What cannot be scored is missing, not 0."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxllm.losses.terms import check_choice
+
+EPS = 1e-4  # beside the deviation of a group, as in `advantages.group_relative`
+
+
+class Answer(NamedTuple):
+    """A completion to be judged.
+
+    Attributes:
+      prompt: its text.
+      text: of the completion, without the stop token or stop string at its end.
+      row: the fields of the prompt's row.
+      tokens: int32 [n], a stop token included.
+      ended: whether it ended by itself, and not by its length.
+    """
+
+    prompt: str
+    text: str
+    row: Mapping[str, Any]
+    tokens: np.ndarray
+    ended: bool
+
+
+Score = Callable[[Sequence[Answer]], Sequence[Any]]  # a number for each answer; None or NaN: there is none
+
+
+class Failed(Exception):
+    """Raised by a score that failed on all answers, when asking for each alone would fail as well."""
+
+
+class Component(NamedTuple):
+    """A part of the reward.
+
+    Attributes:
+      name: in logs.
+      score: of many answers at once.
+      weight: in the sum; 0: it is logged and nothing else.
+      everywhere: whether all processes have to ask together, as of a model that lies on the devices of all.
+    """
+
+    name: str
+    score: Score
+    weight: float = 1.0
+    everywhere: bool = False
+
+
+class Rewarded(NamedTuple):
+    """What answers are worth, float64 [R] each, NaN where it is missing.
+
+    Attributes:
+      total: the reward.
+      parts: component -> its own values.
+      problems: sentences on what could not be scored.
+    """
+
+    total: np.ndarray
+    parts: dict[str, np.ndarray]
+    problems: list[str]
+
+
+def weighted_sum(parts: Mapping[str, np.ndarray], weights: Mapping[str, float], groups: np.ndarray) -> np.ndarray:
+    """sum of weight * value."""
+    return sum((weights[name] * values for name, values in parts.items()), np.zeros(len(groups)))
+
+
+def normalised_sum(parts: Mapping[str, np.ndarray], weights: Mapping[str, float], groups: np.ndarray) -> np.ndarray:
+    """sum of weight * (value - mean) / (deviation + 1e-4), mean and deviation (ddof 1) of the component's values in the group: no component
+    drowns another (GDPO as NeMo-RL and TRL have it, without its last division by the deviation of the batch)."""
+    return weighted_sum({name: normalised(values, groups) for name, values in parts.items()}, weights, groups)
+
+
+def product(parts: Mapping[str, np.ndarray], weights: Mapping[str, float], groups: np.ndarray) -> np.ndarray:
+    """The product of the values, each to the power of its weight (Sparrow's rules, arXiv 2209.14375, are factors so)."""
+    return np.prod([np.power(values, weights[name]) for name, values in parts.items()], axis=0, initial=1.0) * np.ones(len(groups))
+
+
+def normalised(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Each value by the mean and the deviation of those of its group that are there, float64 [R]."""
+    found = np.full(len(values), np.nan)
+    for group in np.unique(groups):
+        rows = (groups == group) & np.isfinite(values)
+        own = values[rows]
+        found[rows] = (own - own.mean()) / (own.std(ddof=1) + EPS) if len(own) > 1 else 0.0
+    return found
+
+
+RULES = {"sum": weighted_sum, "normalised_sum": normalised_sum, "product": product}
+
+
+class Rewards:
+    """Components and their rule.
+
+    Args:
+      components: at least one, of different names.
+      rule: of `RULES`.
+
+    Raises:
+      ValueError: no component, two of one name, an unknown rule.
+    """
+
+    def __init__(self, components: Sequence[Component], rule: str = "sum"):
+        check_choice("rl.reward_rule", rule, RULES)
+        names = [component.name for component in components]
+        if not any(component.weight for component in components):
+            raise ValueError("rl.rewards has no component with a weight: nothing would be trained for. Name one: {'kind': 'task'}, say.")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"rl.rewards has two components called {twice[0]!r}. Give one of them another name: {{'name': ...}}.")
+        self.components, self.rule, self.names = list(components), rule, names
+        self.everywhere = any(component.everywhere for component in components)
+
+    def __call__(self, answers: Sequence[Answer], groups: np.ndarray) -> Rewarded:
+        """The rewards of a rollout.
+
+        Args:
+          answers: all of it.
+          groups: int [R], which prompt each answers.
+
+        Raises:
+          ValueError: a component gives another number of values than it was asked for, or something that is no number.
+        """
+        problems = list[str]()
+        parts = {component.name: ask(component, answers, problems.append) for component in self.components}
+        weights = {component.name: component.weight for component in self.components if component.weight}
+        total = RULES[self.rule]({name: parts[name] for name in weights}, weights, groups)
+        lost = np.any([~np.isfinite(parts[name]) for name in weights], axis=0) | ~np.isfinite(total)
+        return Rewarded(np.where(lost, np.nan, total), parts, problems)
+
+
+def ask(component: Component, answers: Sequence[Answer], say: Callable[[str], None]) -> np.ndarray:
+    """A component's values, float64 [n]; where it fails on all answers at once each is asked alone, so that only the culprit is missing."""
+    failures = list[str]()
+
+    def tried(part: Sequence[Answer]) -> list[Any] | None:
+        try:
+            return list(component.score(part))
+        except Failed as error:
+            failures.append(str(error))
+            return [None] * len(part)
+        except Exception as error:  # somebody else's code: whatever it does wrong, the others are still scored
+            failures.append(f"{type(error).__name__}: {error}")
+            return None
+
+    found = tried(answers)
+    if found is None:
+        alone = [tried([answer]) for answer in answers]
+        if wrong := [one for one in alone if one is not None and len(one) != 1]:
+            raise ValueError(f"Reward {component.name!r} gave {len(wrong[0])} values for 1 completion. It must give one for each.")
+        found = [None if one is None else one[0] for one in alone]
+    if len(found) != len(answers):
+        raise ValueError(f"Reward {component.name!r} gave {len(found)} values for {len(answers)} completions. It must give one for each.")
+    values = np.array([_number(component.name, value) for value in found], np.float64).reshape(len(answers))
+    if missing := int(np.isnan(values).sum()):
+        why = f"The first failure: {failures[0]}" if failures else "It gave None or a number that is not finite"
+        say(f"Reward {component.name!r} has no value for {missing} of {len(answers)} completions, which train nothing. {why}.")
+    return values
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None:
+        return np.nan
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"Reward {name!r} gave {value!r}, which is no number. Give a number, or None where there is none.") from None
+    return number if np.isfinite(number) else np.nan
+
+
+Maker = Callable[..., Score]
+
+
+def make(entries: Sequence[Any], makers: Mapping[str, Maker], everywhere: Sequence[str] = ()) -> list[Component]:
+    """Components from a config.
+
+    Args:
+      entries: each a kind, or {kind, name, weight} and the options of the kind.
+      makers: kind -> a function of its options.
+      everywhere: kinds that all processes have to ask together.
+
+    Raises:
+      ValueError: an unknown kind or option, or an option missing.
+    """
+    found = []
+    for entry in entries:
+        options = {"kind": entry} if isinstance(entry, str) else dict(entry)
+        kind = options.pop("kind", None)
+        check_choice("kind of reward", kind, makers)
+        name, weight = str(options.pop("name", kind)), float(options.pop("weight", 1.0))
+        known = inspect.signature(makers[kind]).parameters
+        wrong = [option for option in options if option not in known]
+        wrong += [p.name for p in known.values() if p.default is p.empty and p.name not in options]
+        if wrong:
+            problem = "does not know" if wrong[0] in options else "needs"
+            raise ValueError(f"Reward {name!r} of kind {kind!r} {problem} {wrong[0]!r}. Its options: {', '.join(known) or 'none'}.")
+        found.append(Component(name, makers[kind](**options), weight, kind in everywhere))
+    return found

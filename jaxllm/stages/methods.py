@@ -1,0 +1,157 @@
+"""What a config of policy optimisation asks for: its method, with what it says otherwise, and what follows from that."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxllm.losses.kl import ESTIMATORS
+from jaxllm.losses.policy import DENOMINATORS, LEVELS, SURROGATES
+from jaxllm.losses.terms import check_choice
+from jaxllm.models import heads
+from jaxllm.models.heads import Head
+from jaxllm.models.model import Model
+from jaxllm.rollouts.advantages import group_relative
+from jaxllm.rollouts.credit import Shape
+from jaxllm.rollouts.methods import METHODS, Method
+from jaxllm.rollouts.rewards import RULES
+from jaxllm.rollouts.shaping import MISSING_END
+
+KL_PLACES = ("reward", "loss", "none")
+CONTROLLERS = ("fixed", "adaptive")
+GROUPED = ("group_relative", "leave_one_out", "group_mean", "best")  # advantages that compare samples of one prompt
+NEEDS_CRITIC = "gae"
+
+
+def method_of(config: ConfigDict) -> Method:
+    """The method of a config, with what the config says otherwise.
+
+    Raises:
+      ValueError: a name that no table has, options of another method, or too few samples of a prompt.
+    """
+    section = config.rl
+    check_choice("rl.method", section.method, METHODS)
+    method = METHODS[section.method]
+    said = {"kl": section.kl, "level": section.level, "over": section.over, "whiten": section.whiten}
+    method = method._replace(**{name: value for name, value in said.items() if value is not None})
+    for name, choices in (("kl", KL_PLACES), ("level", LEVELS), ("over", DENOMINATORS)):
+        check_choice(f"rl.{name}", getattr(method, name), choices)
+    if section.scale and method.advantages != "group_relative":
+        raise ValueError(f"rl.scale={section.scale.to_dict()} is of advantages by group, and rl.method={section.method!r} has others.")
+    if method.advantages in GROUPED and config.rollout.samples_per_prompt < 2:
+        raise ValueError(
+            f"rl.method={section.method!r} compares samples of one prompt, and rollout.samples_per_prompt="
+            f"{config.rollout.samples_per_prompt}. Give 2 or more, or choose reinforce, reinforce_plus_plus or remax."
+        )
+    if method.surrogate == "reinforce" and updates(config) > 1:
+        raise ValueError(
+            f"rl.method={section.method!r} has no ratio, so its samples serve one update, and here a rollout is {updates(config)}. Set"
+            " batch_size to rollout.prompts * rollout.samples_per_prompt and rollout.epochs to 1."
+        )
+    given = {"options": section.options.to_dict(), "scale": section.scale.to_dict()}
+    taken = {"options": SURROGATES[method.surrogate], "scale": group_relative}
+    for key, options in given.items():
+        known = [p.name for p in inspect.signature(taken[key]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        if wrong := [name for name in options if name not in known]:
+            raise ValueError(
+                f"rl.{key}.{wrong[0]} is no option of rl.method={section.method!r}. Choose from: {', '.join(known) or 'none'}."
+            )
+    return method._replace(options={**method.options, **given["options"]}, scale={**method.scale, **given["scale"]})
+
+
+def updates(config: ConfigDict) -> int:
+    """How many updates a rollout serves.
+
+    Raises:
+      ValueError: rows do not divide.
+    """
+    section = config.rollout
+    rows = section.prompts * section.samples_per_prompt
+    if rows % config.batch_size:
+        raise ValueError(
+            f"rollout.prompts={section.prompts} x rollout.samples_per_prompt={section.samples_per_prompt} = {rows} completions do not"
+            f" divide into batches of batch_size={config.batch_size}. Choose a batch_size that divides {rows}."
+        )
+    return rows * section.epochs // config.batch_size
+
+
+def has_critic(config: ConfigDict) -> bool:
+    """Whether the method has one."""
+    return method_of(config).advantages == NEEDS_CRITIC
+
+
+def head_of(config: ConfigDict, model: Model) -> Head | None:
+    """The critic, where the method has one: a linear map from the policy's own trunk to the value of a state."""
+    return Head(model.config.width, zero=True) if has_critic(config) else None
+
+
+def values_of(config: ConfigDict, model: Model) -> Callable[[Any, jax.Array], jax.Array] | None:
+    """(parameters, hidden [B, T, D]) -> values float32 [B, T]; None: there is no critic."""
+    head = head_of(config, model)
+    return None if head is None else lambda params, hidden: head.apply(heads.of(params), hidden)[..., 0, 0]
+
+
+def place_of_kl(config: ConfigDict) -> str:
+    """Where the KL goes: "reward", "loss", or "none"."""
+    return method_of(config).kl if config.rl.kl_coefficient else "none"
+
+
+def compares(config: ConfigDict) -> bool:
+    """Whether the reference is read."""
+    return place_of_kl(config) != "none"
+
+
+def rescores(config: ConfigDict) -> bool:
+    """Whether the training graph looks at samples before the first update on them."""
+    return (
+        has_critic(config)
+        or updates(config) > 1
+        or place_of_kl(config) == "reward"
+        or (compares(config) and config.rl.kl_controller == "adaptive")
+    )
+
+
+def estimator_of(config: ConfigDict) -> str:
+    """Of the KL."""
+    return config.rl.kl_estimator or ("k1" if place_of_kl(config) == "reward" else "k3")
+
+
+def shape_of(config: ConfigDict) -> Shape:
+    """What is done to rewards."""
+    section = config.rl
+    names = ("discount", "decay", "missing_end", "missing_end_how", "mask_truncated", "whiten_rewards")
+    return Shape(estimator=estimator_of(config), **{name: section[name] for name in names})
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what cannot be trained, before anything is opened.
+
+    Raises:
+      ValueError: names the key.
+    """
+    section = config.rl
+    check_choice("rl.kl_estimator", estimator_of(config), ESTIMATORS)
+    check_choice("rl.kl_controller", section.kl_controller, CONTROLLERS)
+    check_choice("rl.missing_end_how", section.missing_end_how, MISSING_END)
+    check_choice("rl.reward_rule", section.reward_rule, RULES)
+    method = method_of(config)
+    if section.kl_coefficient and method.kl == "none":
+        raise ValueError(
+            f"rl.kl_coefficient={section.kl_coefficient} and rl.method={section.method!r} has no KL. Set rl.kl: reward or loss."
+        )
+    wrong = {("k1", False): "has a gradient of 0 on average", ("k2", True): "has the right gradient as it is"}
+    if section.kl_coefficient and method.kl == "loss" and (why := wrong.get((estimator_of(config), section.kl_corrected))):
+        raise ValueError(
+            f"rl.kl_estimator={estimator_of(config)!r} in the loss with rl.kl_corrected={section.kl_corrected} {why}."
+            f" Set rl.kl_corrected={not section.kl_corrected}, or choose k3, or rl.kl=reward."
+        )
+    if bool(section.ptx_coefficient) != bool(section.ptx_rows):
+        raise ValueError(f"rl.ptx_coefficient={section.ptx_coefficient} and rl.ptx_rows={section.ptx_rows}: give both, or neither.")
+    if not config.rollout.temperature > 0:
+        raise ValueError(f"rollout.temperature={config.rollout.temperature} draws nothing. Give a number above 0; 1 is usual.")
+    if config.parallel.context not in (1, -1):
+        raise ValueError(f"parallel.context={config.parallel.context} is not supported in rl yet. Set it to 1; use fsdp or tensor.")
+    if method.advantages == "greedy" and section.reward_rule == "normalised_sum":
+        raise ValueError("rl.reward_rule='normalised_sum' leaves nothing of one greedy completion. Choose sum or product with remax.")

@@ -1,0 +1,72 @@
+"""The reward of a config: its components, reward models among them, and the rule that joins them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxllm.losses.terms import check_choice
+from jaxllm.rollouts import components
+from jaxllm.rollouts.rewards import Component, Rewards, Score, make
+from jaxllm.stages import opened, scored
+from jaxllm.stages.prompted import Asked
+
+REDUCED = {"mean": lambda x: x.mean(1), "worst": lambda x: x.min(1), "mean_minus_std": lambda x: x.mean(1) - x.std(1)}  # of an ensemble
+MODEL = "model"  # the kind of reward that is a reward model
+
+
+def model_score(path: str, mesh: Any, of: str = "mean", rule: str | None = None) -> Score:
+    """The scores of a reward model; missing where it cannot read an answer.
+
+    Args:
+      path: its work directory.
+      mesh: where it shall lie.
+      of: what becomes of an ensemble's members, of `REDUCED`.
+      rule: that a model of verdicts is asked about.
+    """
+    check_choice("'of' of a reward model", of, REDUCED)
+    model = scored.open_reward(path, mesh)
+    return lambda answers: REDUCED[of](model.ensemble([(a.prompt, a.text) for a in answers], rule)).tolist()
+
+
+def rewards_of(config: ConfigDict, asked: Asked | None, mesh: Any = None) -> Rewards:
+    """The reward of a config.
+
+    Args:
+      config: resolved.
+      asked: what is asked; None: only the names of its components matter.
+      mesh: of the run, for reward models.
+
+    Raises:
+      ValueError: an unknown kind, or nothing that could be a reward.
+    """
+    section, task = config.rl, asked.task if asked else None
+    longest = asked.max_new_tokens if asked else config.rollout.max_new_tokens or 1
+    known: dict[str, Any] = {**components.KINDS, "overlong": lambda buffer: components.overlong(buffer, longest)}
+    known["task"] = lambda metric=None: components.task(_task(asked), metric)
+    known[MODEL] = lambda path, of="mean", rule=None: model_score(path, mesh, of, rule)
+    entries = list(section.rewards) or (["task"] if config.rollout.task else ["exact"])
+    if asked is None:
+        return Rewards([Component(name, lambda answers: []) for name in _names(entries)], section.reward_rule)
+    if not section.rewards and task is None and not any("answer" in row for row in asked.rows):
+        raise ValueError(f"{asked.name} has no answers to compare with, and rl.rewards is empty. Name one: [{{'kind': 'function', ...}}].")
+    return Rewards(make(entries, known, everywhere=[MODEL]), section.reward_rule)
+
+
+def _task(asked: Asked | None) -> Any:
+    if asked is None or asked.task is None:
+        raise ValueError(
+            "rl.rewards has the kind 'task', and the prompts are of a file. Name a task: rollout.task=NAME=FILE; or use exact."
+        )
+    return asked.task
+
+
+def _names(entries: Sequence[Any]) -> list[str]:
+    tables = [{"kind": entry} if isinstance(entry, str) else dict(entry) for entry in entries]
+    return [str(table.get("name", table.get("kind"))) for table in tables]
+
+
+def models_in(config: ConfigDict) -> list[str]:
+    """What tells the reward models of a config from any others."""
+    entries = [dict(entry) for entry in config.rl.rewards if not isinstance(entry, str)]
+    return [opened.identity(entry["path"]) for entry in entries if entry.get("kind") == MODEL and entry.get("path")]

@@ -1,0 +1,112 @@
+"""Rewards: components, their rules, and what becomes of a component that fails."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from jaxllm.rollouts import components
+from jaxllm.rollouts.rewards import RULES, Answer, Component, Failed, Rewards, make, normalised
+from jaxllm.tasks.arithmetic import Arithmetic
+from jaxllm.tasks.task import Unscored
+
+GROUPS = np.array([0, 0, 1, 1])
+
+
+def answer(text, prompt="p", ended=True, tokens=None, **row):
+    return Answer(prompt, text, row, np.arange(len(text) if tokens is None else tokens, dtype=np.int32), ended)
+
+
+ANSWERS = [answer("4", question="2 + 2 =", answer="4"), answer("5", question="2 + 2 =", answer="4", ended=False)]
+ANSWERS += [answer(" 7", question="3 + 4 =", answer="7"), answer("seven", question="3 + 4 =", answer="7")]
+
+
+def test_every_kind_says_what_it_means(tmp_path):
+    (tmp_path / "mine.py").write_text("def score(prompts, completions, rows):\n    return [len(c) + len(rows) for c in completions]\n")
+    judge = "import json, sys\nfor x in map(json.loads, sys.stdin):\n    print(json.dumps({'id': x['id'], 'reward': len(x['completion'])}))"
+    found = {
+        "task": components.task(Arithmetic())(ANSWERS),
+        "exact": components.exact()(ANSWERS),
+        "length": components.length(cost=0.5, free=1)(ANSWERS),
+        "overlong": components.overlong(buffer=4, longest=5)(ANSWERS),
+        "ended": components.ended()(ANSWERS),
+        "format": components.form(r"^\s*\d+$")(ANSWERS),
+        "function": components.function(f"{tmp_path / 'mine.py'}:score")(ANSWERS),
+        "command": components.command([sys.executable, "-c", judge])(ANSWERS),
+    }
+    assert found.keys() == components.KINDS.keys()
+    assert found["task"] == found["exact"] == [1.0, 0.0, 1.0, 0.0]
+    assert found["length"] == [0, 0, -0.5, -2.0] and found["overlong"] == [0, 0, -0.25, -1.0]
+    assert found["ended"] == [1, 0, 1, 1] and found["format"] == [1, 1, 1, 0]
+    assert found["function"] == [5, 5, 6, 9] and found["command"] == [1, 1, 2, 5]
+    assert components.load_function("json:dumps") is json.dumps
+
+
+def test_the_rules_equal_numpy():
+    parts = {"a": np.array([1.0, 2.0, 3.0, 5.0]), "b": np.array([0.5, 0.5, 2.0, 1.0])}
+    weights = {"a": 2.0, "b": -1.0}
+    np.testing.assert_allclose(RULES["sum"](parts, weights, GROUPS), 2 * parts["a"] - parts["b"])
+    np.testing.assert_allclose(RULES["product"](parts, weights, GROUPS), parts["a"] ** 2 / parts["b"])
+    halves = [(x - x.mean()) / (x.std(ddof=1) + 1e-4) for x in (parts["a"][:2], parts["a"][2:])]
+    np.testing.assert_allclose(normalised(parts["a"], GROUPS), np.concatenate(halves))
+    found = RULES["normalised_sum"](parts, weights, GROUPS)
+    np.testing.assert_allclose(found, 2 * np.concatenate(halves) - normalised(parts["b"], GROUPS))
+    assert np.abs(normalised(1000 * parts["a"], GROUPS) - normalised(parts["a"], GROUPS)).max() < 1e-3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_component_that_fails_is_missing_and_never_zero(rule):
+    def fails(answers):
+        return [1 / (a.text != "5") for a in answers]  # raises for the whole batch: only the culprit is missing
+
+    good = Component("good", lambda answers: [0.0, 1.0, 0.0, 1.0])  # trap 13: a 0 is a reward like any other
+    found = Rewards([good, Component("bad", fails)], rule)(ANSWERS, GROUPS)
+    assert np.isnan(found.total).tolist() == [False, True, False, False] == np.isnan(found.parts["bad"]).tolist()
+    assert not np.isnan(found.parts["good"]).any()
+    assert "no value for 1 of 4" in found.problems[0] and "ZeroDivisionError" in found.problems[0]
+    unused = Rewards([good, Component("bad", fails, weight=0.0)], rule)(ANSWERS, GROUPS)
+    assert np.isfinite(unused.total).all()
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_none_and_nan_are_missing(value):
+    found = Rewards([Component("c", lambda answers: [value, 0.0, True, np.float32(2)])])(ANSWERS, GROUPS)
+    assert np.isnan(found.total[0]) and found.total[1:].tolist() == [0, 1, 2] and "None or a number" in found.problems[0]
+
+
+def test_what_nobody_could_mean_is_refused():
+    with pytest.raises(ValueError, match="gave 1 values for 4"):
+        Rewards([Component("c", lambda answers: [1.0])])(ANSWERS, GROUPS)
+    with pytest.raises(ValueError, match="'good', which is no number"):
+        Rewards([Component("c", lambda answers: ["good"] * 4)])(ANSWERS, GROUPS)
+    for components_, said in ([[], "nothing would be trained"], [[Component("c", len)] * 2, "two components called 'c'"]):
+        with pytest.raises(ValueError, match=said):
+            Rewards(components_)
+    for entry, said in (
+        ("lenght", "Unknown kind"),
+        ({"kind": "length"}, "needs 'cost'"),
+        ({"kind": "ended", "cost": 1}, "does not know 'cost'"),
+        ({"kind": "format", "pattern": "("}, "no regular expression"),
+        ({"kind": "function", "path": "json:nothing"}, "does not load"),
+        ({"kind": "command", "command": "echo"}, "no list of words"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make([entry], components.KINDS)
+
+
+def test_a_verifier_that_cannot_judge_and_a_judge_that_dies():
+    class Strict(Arithmetic):
+        def score(self, row, answer):
+            if not answer.strip().isdigit():
+                raise Unscored
+            return super().score(row, answer)
+
+    assert components.task(Strict())(ANSWERS) == [1.0, 0.0, 1.0, None]
+    dies = components.command([sys.executable, "-c", "import sys; sys.exit('out of words')"])
+    with pytest.raises(Failed, match="status 1: out of words"):
+        dies(ANSWERS)
+    found = Rewards([Component("judge", dies)])(ANSWERS, GROUPS)
+    assert np.isnan(found.total).all() and "out of words" in found.problems[0]
+    half = components.command([sys.executable, "-c", 'print(\'{"id": 2, "reward": 0}\')'])
+    assert half(ANSWERS) == [None, None, 0, None]
