@@ -2,7 +2,7 @@
 
 jaxllm rl --config configs/rl/grpo_arithmetic.py --workdir runs/grpo --config.init_from=runs/arithmetic
 
-runs/arithmetic is what configs/sft/arithmetic.py trains. A fifth of all questions there are is never trained on, and is asked while training.
+runs/arithmetic is what configs/sft/arithmetic.py trains. A fifth of all questions is never trained on, and is asked while training.
 """
 
 from ml_collections import ConfigDict

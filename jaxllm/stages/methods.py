@@ -51,7 +51,7 @@ def method_of(config: ConfigDict) -> Method:
             " batch_size to rollout.prompts * rollout.samples_per_prompt and rollout.epochs to 1."
         )
     given = {"options": section.options.to_dict(), "scale": section.scale.to_dict()}
-    taken = {"options": SURROGATES[method.surrogate], "scale": group_relative}
+    taken: dict[str, Callable[..., Any]] = {"options": SURROGATES[method.surrogate], "scale": group_relative}
     for key, options in given.items():
         known = [p.name for p in inspect.signature(taken[key]).parameters.values() if p.kind is p.KEYWORD_ONLY]
         if wrong := [name for name in options if name not in known]:

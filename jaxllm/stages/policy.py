@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxllm.losses.importance import importance_totals, importance_weights
 from jaxllm.losses.kl import entropy_term, k1, k3, kl_term
 from jaxllm.losses.policy import SURROGATES, policy, policy_totals, token_weights
-from jaxllm.losses.terms import Term, trained
+from jaxllm.losses.terms import Report, Term, trained
 from jaxllm.losses.value import value_loss, value_totals
 from jaxllm.models.model import Model
 from jaxllm.rollouts.scoring import forward, token_entropies, token_log_probs
@@ -76,7 +76,8 @@ def _summands(config: ConfigDict, model: Model) -> list[Summand]:
     estimator, values = estimator_of(config), values_of(config, model)
 
     def surrogate(rows: Rows):
-        batch, factors, said = rows.batch, None, {}
+        batch, factors = rows.batch, None
+        said: Report = {}
         if section.importance_cap:
             now = jax.lax.stop_gradient(batch.get("old", rows.log_probs))
             factors, said = importance_weights(now, batch["sampler"], batch["weights"], cap=section.importance_cap)
@@ -94,6 +95,7 @@ def _summands(config: ConfigDict, model: Model) -> list[Summand]:
         return entropy_term(found, rows.weights, coefficient=section.entropy_coefficient)
 
     def critic(rows: Rows):
+        assert values is not None
         found = values(rows.params, jax.lax.stop_gradient(rows.hidden) if section.value_detached else rows.hidden)
         how = {"clip": section.value_clip or None, "coefficient": section.value_coefficient}
         return value_loss(found, rows.batch["old_values"], rows.batch["returns"], rows.weights, **how)
