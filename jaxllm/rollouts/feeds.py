@@ -55,7 +55,7 @@ class RolloutFeed:
         close: Callable[[], None] = lambda: None,
     ):
         self._making, self._weights, self._place, self._more = making, weights, place, more
-        self._batch_size, self._epochs, self._controller, self._watch = batch_size, epochs, controller, watch
+        self._batch_size, self._controller, self._watch = batch_size, controller, watch
         self._flush, self.close = flush, close
         self.rows = making.plan.num_prompts * making.plan.num_samples
         self.updates = self.rows * epochs // batch_size

@@ -274,7 +274,8 @@ def config_file(settings, place):
 
 def test_killed_in_a_rollout_and_run_again_is_never_killed(stage, config_file, tmp_path):
     words = ["rl", "--config", str(config_file), "--workdir"]
-    killed = subprocess.run([sys.executable, "-m", "jaxllm", *words, str(tmp_path / "killed")], env=os.environ | {"KILL_AT": "3"})
+    env = os.environ | {"KILL_AT": "3", "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+    killed = subprocess.run([sys.executable, "-m", "jaxllm", *words, str(tmp_path / "killed")], env=env)
     assert killed.returncode == -signal.SIGKILL
     assert stage(*words, tmp_path / "killed") == 0 and stage(*words, tmp_path / "whole") == 0
     read = lambda run, name: [json.loads(line) for line in (tmp_path / run / name).read_text().splitlines()]  # noqa: E731
