@@ -30,6 +30,10 @@ RECORDS = {
     "query_answer": {"query": "hi", "answer": "yo"},
     "question_answer": {"question": "hi", "answer": "yo"},
 }
+LABELLED = {  # never told by their fields: a label is to be learnt if it is said
+    "text_label": {"text": "hi", "label": "yo"},
+    "premise_hypothesis": {"premise": "a", "hypothesis": "b", "label": 1},
+}
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -40,8 +44,28 @@ def test_a_format_is_told_by_its_fields(name):
         assert found.messages == HI and found.where == "f:1"
 
 
+OTHER = {"completion": "no", "response": "no", "output": "no", "answer": "no", "query": "no", "question": "no"}  # another format's fields
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if set(form.fields) & set(OTHER)])
+def test_a_format_reads_its_own_fields_and_no_others(name):
+    assert dialogues(OTHER | RECORDS[name], "f:1", Reading(format=name))[0].messages == HI
+
+
+def test_a_field_more_does_not_change_what_is_learnt():
+    record = {**RECORDS["question_answer"], "response": "no"}
+    assert detect(record)[0] == "question_answer" and dialogues(record, "f:1", Reading())[0].messages == HI
+
+
 def test_every_format_has_its_record():
-    assert {*RECORDS, "natural_instructions"} == set(FORMATS)
+    assert {*RECORDS, *LABELLED, "natural_instructions"} == set(FORMATS)
+
+
+@pytest.mark.parametrize(("name", "words"), [("text_label", ["hi", "yo"]), ("premise_hypothesis", ["a\nb", "1"])])
+def test_a_label_is_learnt_only_if_it_is_said(name, words):
+    assert [message.words for message in dialogues(LABELLED[name], "f:1", Reading(format=name))[0].messages] == words
+    with pytest.raises(Problem, match="has label: answers to compare"):
+        detect(LABELLED[name])
 
 
 @pytest.mark.parametrize("shown", [(2, 0, False), (1, 1, True)])
