@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxllm.data import natural_instructions
 from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, WrongDialogue
-from jaxllm.data.messages import Problem, messages_of, text_of, tools_of
+from jaxllm.data.messages import Problem, check_encodable, messages_of, text_of, tools_of
 from jaxllm.data.objects import SUFFIXES, read_objects
 from jaxllm.data.sources import Source, list_files
 
@@ -150,17 +150,19 @@ def dialogues(record: Mapping[str, Any], where: str, reading: Reading) -> list[D
       reading: how.
 
     Raises:
-      WrongDialogue: it fits no format, or not the one it was said to have.
+      WrongDialogue: it fits no format, or not the one it was said to have, or its text is none.
     """
+    record = natural_instructions.lowered(record)
     try:
         name = reading.format or detect(record)[0]
-        missing = [field for field in FORMATS[name].fields if field not in natural_instructions.lowered(record)]
+        missing = [field for field in FORMATS[name].fields if field not in record]
         if missing:
             raise Problem(f"has no {' and no '.join(missing)}, which format {name!r} needs")
         found = FORMATS[name].read(record, reading)
         tools = tools_of(record.get("tools") or record.get("functions"))
         system = text_of(record.get("system"), "system")
-    except (Problem, KeyError, TypeError, AttributeError, ValueError) as error:
+        check_encodable((found, tools, system))
+    except (Problem, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         problem = str(error) if isinstance(error, Problem) else f"is not of the format {name!r}: {type(error).__name__}: {error}"
         raise WrongDialogue(Dialogue((), where=where), problem) from None
     head = (Message("system", system),) if system else ()

@@ -15,6 +15,7 @@ class WrongDialogue(ValueError):
     """A row that cannot be trained on: where it is, and what is wrong with it."""
 
     def __init__(self, dialogue: "Dialogue", problem: str):
+        problem = problem.encode("utf-8", "backslashreplace").decode()  # it may quote what no terminal can print
         super().__init__(f"{dialogue.where or 'This conversation'} {problem}.")
         self.where, self.problem = dialogue.where, problem
 

@@ -57,6 +57,14 @@ def test_a_field_more_does_not_change_what_is_learnt():
     assert detect(record)[0] == "question_answer" and dialogues(record, "f:1", Reading())[0].messages == HI
 
 
+@pytest.mark.parametrize("name", RECORDS)
+def test_names_of_fields_may_be_capitalised(name):
+    capital = {field.capitalize(): part for field, part in RECORDS[name].items()}
+    assert detect(capital)[0] == name and dialogues(capital, "f:1", Reading())[0].messages == HI
+    small = RECORDS[name] | {field.upper(): "no" for field in FORMATS[name].fields}
+    assert dialogues(small, "f:1", Reading())[0].messages == HI  # the names in small letters count
+
+
 def test_every_format_has_its_record():
     assert {*RECORDS, *LABELLED, "natural_instructions"} == set(FORMATS)
 
@@ -125,6 +133,12 @@ WRONG = {
     "a nameless call": ({"messages": [{"role": "function_call", "content": "{}"}]}, "has a tool call without a name"),
     "a weight in words": ({"messages": [{**CHAT[0], "weight": "much"}]}, "has a weight 'much' that is no number"),
     "a number": ({"question": "a", "answer": 7}, "has a answer that is no text but int"),
+    "half a character": ({"prompt": "a", "completion": "b \ud83d"}, "has a text with '\\ud83d' in it, half a surrogate pair"),
+    "half a reason": ({"messages": [{**CHAT[1], "reasoning": "\ud83d"}]}, "has a text with"),
+    "half a name": ({"messages": [{**CHAT[0], "name": "\ud83d"}]}, "has a text with"),
+    "half an argument": ({"messages": [{"role": "function_call", "content": '{"name": "f", "arguments": {"\\ud83d": 1}}'}]}, "has a text"),
+    "half a tool": ({"messages": CHAT, "tools": [{"name": "f", "enum": ["\ud83d"]}]}, "has a text with"),
+    "half a field": ({"\ud83d": 1}, "its fields are \\ud83d; set"),
     "half an instance": ({**TASK, "Instances": [{"input": "a"}]}, "is not of the format 'natural_instructions': KeyError: 'output'"),
 }
 
@@ -133,7 +147,7 @@ WRONG = {
 def test_what_is_wrong_with_a_record_is_told_with_its_place(record, said):
     with pytest.raises(WrongDialogue) as error:
         dialogues(record, "f.jsonl:3", Reading())
-    assert str(error.value).startswith("f.jsonl:3 ") and said in str(error.value)
+    assert str(error.value).startswith("f.jsonl:3 ") and said in str(error.value) and str(error.value).encode()
 
 
 def test_a_format_that_is_said_overrides_what_is_seen():
