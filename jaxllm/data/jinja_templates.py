@@ -68,7 +68,7 @@ def jinja_template(text: str, tokenizer: Tokenizer, name: str = "its own") -> Te
         said = _Rendered(compiled, spelled, dialogue, cut, name)
         return said.parts(trained, asks)
 
-    return Template(name, render, end=EOS, markers=names, names=True, tools=True)
+    return Template(name, render, end=EOS, markers=names, names=True, tools=True, thoughts=True)
 
 
 def as_dict(message: Message, guard: Callable[[str], str] = str) -> dict[str, Any]:

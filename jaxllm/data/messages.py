@@ -87,7 +87,7 @@ def message_of(said: Any, role_key: str, text_key: str, participants: Sequence[s
     if role is None:
         known = ", ".join(("system", "user", ASSISTANT, "tool", *participants))
         raise Problem(f"has a message of an unknown role {spoken!r} (known: {known}); name it among the participants if it is one")
-    content, calls = text_of(said.get(text_key), text_key), said.get("tool_calls") or ()
+    content, calls = text_of(said.get(text_key), text_key), said.get("tool_calls") or said.get("function_call") or ()
     if spoken == "function_call":
         content, calls = "", content
     weight = said.get("weight", said.get("train"))

@@ -88,7 +88,7 @@ def test_natural_instructions_are_asked_as_the_task_asks_them(shown):
     assert natural_instructions.prompt(rows[0], 0).startswith("Definition: Add.\n\nNow complete")
 
 
-def test_tools_calls_and_results_in_both_spellings():
+def test_tools_calls_and_results_in_all_spellings():
     call = {"name": "f", "arguments": {"x": 1}}
     flat = [{"role": "function_call", "content": json.dumps(call)}, {"role": "observation", "content": "2"}]
     openai = [
@@ -96,10 +96,15 @@ def test_tools_calls_and_results_in_both_spellings():
         {"role": "tool", "content": [{"type": "text", "text": "2"}], "name": "f"},
     ]
     schema = {"name": "f", "parameters": {}}
-    one, two = (
+    older = [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+        {"role": "function", "content": "2", "name": "f"},
+    ]
+    one, two, three = (
         dialogues({"messages": [*CHAT[:1], *turns], "tools": tools}, "f:1", Reading())[0]
-        for turns, tools in ((flat, json.dumps([schema])), (openai, [schema]))
+        for turns, tools in ((flat, json.dumps([schema])), (openai, [schema]), (older, [schema]))
     )
+    assert three == two
     assert one.messages[1] == two.messages[1] == Message("assistant", "", tool_calls=(call,))
     assert one.messages[2] == two.messages[2]._replace(name=None) == Message("tool", "2") and one.tools == two.tools == (schema,)
 
