@@ -88,6 +88,7 @@ class ExampleReader:
       too_long: "truncate", "skip" or "refuse", see `example_order.fit`.
       prefixes: source name -> ids put in front of each of its examples with weight 0.
       buckets: lengths of batches in mode "padded"; None: `packing.bucket_lengths`.
+      multiple: what must divide the buckets: twice the devices that sequences are cut over, where they are cut.
       turns: whether rows have the field `turns`, see `example_row`.
 
     Raises:
@@ -106,6 +107,7 @@ class ExampleReader:
         too_long: str = "truncate",
         prefixes: Mapping[str, Sequence[int] | np.ndarray] | None = None,
         buckets: Sequence[int] | None = None,
+        multiple: int = 1,
         turns: bool = False,
     ):
         prefixes = prefixes or {}
@@ -124,7 +126,7 @@ class ExampleReader:
             fit(name, store, sequence_length, too_long=too_long, prefix=prefixes.get(name, NO_PREFIX)) for name, store in stores.items()
         )
         self._order = Order(self.sources, seed, check_weights(weights, list(stores)))
-        extra = {"buckets": buckets} if mode == "padded" else {}
+        extra = {"buckets": buckets, "multiple": multiple} if mode == "padded" else {}
         self.layout = LAYOUTS[mode](self._order, sequence_length, batch_size, **extra)
         self.buckets: tuple[int, ...] = getattr(self.layout, "buckets", (sequence_length,))  # every length that a batch can have
 

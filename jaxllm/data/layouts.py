@@ -146,11 +146,13 @@ class PaddedLayout:
       sequence_length: T, the largest bucket.
       batch_size: B.
       buckets: lengths to pad to; None: `packing.bucket_lengths`.
+      multiple: what must divide each of them.
     """
 
-    def __init__(self, order: Order, sequence_length: int, batch_size: int, buckets: Sequence[int] | None = None):
+    def __init__(self, order: Order, sequence_length: int, batch_size: int, buckets: Sequence[int] | None = None, multiple: int = 1):
         self._order, self._batch = order, batch_size
-        self.buckets = check_buckets(bucket_lengths(sequence_length) if buckets is None else buckets, sequence_length)
+        found = bucket_lengths(sequence_length, multiple=multiple) if buckets is None else buckets
+        self.buckets = check_buckets(found, sequence_length, multiple)
         self._per_window = max(1, WINDOW // batch_size)  # batches
         self._per_epoch = -(-order.total // batch_size)  # batches
         self._windows = -(-self._per_epoch // self._per_window)

@@ -70,25 +70,41 @@ def by_length(lengths: np.ndarray, batch_size: int) -> Packed:
     return Packed(np.argsort(-np.asarray(lengths, np.int64), kind="stable"), offsets)
 
 
-def bucket_lengths(longest: int, *, shortest: int = 64) -> tuple[int, ...]:
+def bucket_lengths(longest: int, *, shortest: int = 64, multiple: int = 1) -> tuple[int, ...]:
     """A few lengths to pad to: `longest`, then 3/4 and 1/2 of it, of that, and so on, down to `shortest`; each compiles a program once.
 
     So at most a third of a batch of equal examples is padding, with two buckets for every doubling of the length.
+
+    Args:
+      longest: the largest.
+      shortest: none is smaller.
+      multiple: each is rounded up to one of this, so far as that leaves it no longer than `longest`.
     """
     found, length = {longest}, longest
     while length % 4 == 0 and length // 2 >= shortest:
         found |= {length // 4 * 3, length // 2}
         length //= 2
-    return tuple(sorted(found))
+    return tuple(sorted({min(-(-length // multiple) * multiple, longest) for length in found}))
 
 
-def check_buckets(buckets: Sequence[int], sequence_length: int) -> tuple[int, ...]:
+def check_buckets(buckets: Sequence[int], sequence_length: int, multiple: int = 1) -> tuple[int, ...]:
     """The buckets, ascending, the whole row among them.
 
+    Args:
+      buckets: lengths.
+      sequence_length: of the whole row.
+      multiple: what divides each.
+
     Raises:
-      ValueError: one that is longer than a row, or no length at all.
+      ValueError: one that is longer than a row, or no length at all, or that `multiple` does not divide.
     """
     wrong = [bucket for bucket in buckets if not 2 <= bucket <= sequence_length]
     if wrong:
         raise ValueError(f"A bucket of {wrong[0]} tokens is not in 2..{sequence_length} (sequence_length). Leave it out.")
-    return tuple(sorted({*buckets, sequence_length}))
+    found = tuple(sorted({*buckets, sequence_length}))
+    if odd := [bucket for bucket in found if bucket % multiple]:
+        raise ValueError(
+            f"A bucket of {odd[0]} tokens (sequence_length={sequence_length}) is no multiple of {multiple},"
+            f" as the mesh cuts it: take {-(-odd[0] // multiple) * multiple}."
+        )
+    return found

@@ -13,6 +13,7 @@ from jaxllm.data.examples import Example, write_examples
 from jaxllm.data.pipeline import FIELDS, Feed
 from jaxllm.models.model import Model
 from jaxllm.models.presets import preset
+from jaxllm.ops.ring import zigzag_order
 from tests.data.drawn_examples import Memory, drawn, tagged
 from tests.models.drawn import random_params
 
@@ -240,6 +241,19 @@ def test_prefixes_are_seen_and_never_predicted(mode):
                 assert (batch["turns"][row, span][:5] == -1).all()
 
 
+def test_padded_batches_are_cut_evenly_by_the_context_axis():
+    store, context = Memory(tagged(1, 24, longest=190)), 16
+    rows = [
+        ExampleReader({"a": store}, sequence_length=192, batch_size=B, seed=3, mode="padded", multiple=m).rows for m in (1, 2 * context)
+    ]
+    lengths, cut = ({read(step)["tokens"].shape[1] for step in range(6)} for read in rows)
+    assert 144 in lengths and cut <= {96, 160, 192} and len(cut) > 1
+    for length in cut:
+        zigzag_order(length, context)
+    with pytest.raises(ValueError, match="144"):
+        zigzag_order(144, context)
+
+
 def test_padded_batches_are_as_long_as_their_longest_example_needs():
     store = Memory(drawn(0, 200))
     rows = reader({"a": store}, **MODES["padded"])
@@ -302,6 +316,7 @@ def test_a_store_on_disk_is_fed_ahead_by_threads(tmp_path):
         ({"prefixes": {"a": range(15)}}, "prefix of 15 tokens leaves 1 of sequence_length=16"),
         ({"buckets": (8,)}, r"buckets=\(8,\) are given, but mode='packed' pads to no bucket"),
         ({"mode": "padded", "buckets": (99,)}, "bucket of 99 tokens"),
+        ({"mode": "padded", "buckets": (10,), "multiple": 4}, "bucket of 10 tokens"),
     ],
 )
 def test_users_mistakes_are_named(options, message):

@@ -1,5 +1,6 @@
 """Every example is in one row once, no row is longer than T, and few rows are needed."""
 
+import itertools
 import time
 
 import numpy as np
@@ -61,6 +62,15 @@ def test_buckets():
     assert bucket_lengths(1024, shortest=128) == (128, 192, 256, 384, 512, 768, 1024)
     assert bucket_lengths(1000, shortest=500) == (500, 750, 1000)
     assert bucket_lengths(30) == (30,)
+    assert bucket_lengths(1024, shortest=128, multiple=128) == (128, 256, 384, 512, 768, 1024)
+    assert bucket_lengths(192, multiple=16) == (96, 144, 192)
+    for longest, multiple in itertools.product((256, 768, 2048, 4096), (2, 8, 32, 256)):  # 2 x context
+        found = bucket_lengths(longest, multiple=multiple)
+        assert found[-1] == longest and not any(bucket % multiple for bucket in found)
+    with pytest.raises(ValueError, match=r"bucket of 24 tokens \(sequence_length=128\) is no multiple of 16, as the mesh cuts it: take 32"):
+        check_buckets([64, 24], 128, 16)
+    with pytest.raises(ValueError, match=r"bucket of 100 tokens \(sequence_length=100\) is no multiple of 8"):
+        check_buckets([], 100, 8)
     assert check_buckets([64, 16], 128) == (16, 64, 128)
     with pytest.raises(ValueError, match=r"bucket of 200 tokens is not in 2..128 \(sequence_length\)"):
         check_buckets([200], 128)
