@@ -7,7 +7,7 @@ FILE: dialogues in any form that `data.train` takes.
 import argparse
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -28,45 +28,51 @@ def say(**found: Any) -> None:
     print(json.dumps(found), flush=True)
 
 
+def peak() -> float:
+    """MiB that this process has had at most; `getrusage` would count the process that started it too."""
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
+
+
 def lora(options: argparse.Namespace) -> None:
     """Steps of both ways in turn in one process, what their programs take, and the peak of a process each."""
     import jax
 
     from benchmarks.tuned import read_examples, start
 
-    examples = read_examples(ASSETS / "w2.jsonl")
-    made = {way: start(ASSETS / "model", examples, PACKED, WAYS[way]) for way in options.ways}
-    states, times, losses = {way: one.state for way, one in made.items()}, {way: [] for way in made}, {way: [] for way in made}
-    for way, one in made.items():
+    examples, overrides = read_examples(ASSETS / "w2.jsonl"), json.loads(options.settings)
+    made, times, losses = {}, {way: [] for way in options.ways}, {way: [] for way in options.ways}
+    for way in options.ways:
+        one = start(ASSETS / "model", examples, PACKED, WAYS[way] | overrides)
         with jax.set_mesh(one.mesh):
-            found = one.update.lower(one.state, one.frozen, one.feed()).compile().memory_analysis()
+            compiled = one.update.lower(one.state, one.frozen, one.feed()).compile()
+        found = compiled.memory_analysis()
         parts = {name: getattr(found, f"{name}_size_in_bytes") / 2**20 for name in ("argument", "temp")}
         say(way=way, metric="memory_analysis", unit="MiB", value=sum(parts.values()), **parts)
-        made[way] = one._replace(state=None)
+        made[way] = one._replace(update=compiled)
     for _ in range(options.steps + 1):
         for way, one in made.items():
             with jax.set_mesh(one.mesh):
                 begin = time.perf_counter()
-                states[way], report = one.update(states[way], one.frozen, one.feed())
+                state, report = one.update(one.state, one.frozen, one.feed())
                 losses[way].append(float(report["loss"]))
             times[way].append(time.perf_counter() - begin)
+            made[way] = one._replace(state=state)
     for way, one in made.items():
         say(way=way, metric="step_time", unit="s", value=statistics.median(times[way][1:]), times=times[way][1:], losses=losses[way])
         one.feed.close()
     if len(made) == 1:
-        say(way=way, metric="peak_rss", unit="MiB", value=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    else:
-        ratios = [b / a for a, b in zip(*(times[way][1:] for way in made), strict=True)]
-        say(metric="ratio of step times", value=statistics.median(ratios), spread=[min(ratios), max(ratios)])
-        for way in made:
-            words = [sys.executable, "-m", "benchmarks.sft", "lora", "--ways", way, "--steps", "1"]
-            print(*(line for line in subprocess.check_output(words, text=True).splitlines() if "peak_rss" in line), flush=True)
+        say(way=way, metric="peak_rss", unit="MiB", value=peak())
+        return
+    ratios = [b / a for a, b in zip(*(times[way][1:] for way in made), strict=True)]
+    say(metric="ratio of step times", value=statistics.median(ratios), spread=[min(ratios), max(ratios)])
+    for way in made:
+        words = [sys.executable, "-m", "benchmarks.sft", "lora", "--ways", way, "--steps", "1", "--settings", options.settings]
+        print(*(line for line in subprocess.check_output(words, text=True).splitlines() if "peak_rss" in line), flush=True)
 
 
 def dialogues(options: argparse.Namespace) -> tuple[list[Any], Any, Any, str]:
     """The dialogues of the file, a template, a tokenizer and its file."""
     from jaxllm.data.conversations import Reading, Tally, records
-    from jaxllm.data.sources import make_sources
     from jaxllm.data.tokenizers import make_tokenizer
     from jaxllm.stages import dialogues
     from jaxllm.stages.config import resolve
@@ -115,7 +121,7 @@ def packing(options: argparse.Namespace) -> None:
 
 
 def encoding(options: argparse.Namespace) -> None:
-    """Characters a second through `encode_batch` and through the tokenizer's library alone, in turn."""
+    """Characters a second of one core (of its own time, whoever else is at work) through `encode_batch` and through the tokenizer's library alone, in turn."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import tokenizers
 
@@ -125,23 +131,27 @@ def encoding(options: argparse.Namespace) -> None:
     texts = ["".join(part.text for part in template.render(one, [len(one.messages) - 1], False) if not part.token) for one in rows]
     size, library = sum(map(len, texts)), tokenizers.Tokenizer.from_file(path)
     for _ in range(options.rounds):
-        begin = time.perf_counter()
+        begin = time.process_time()
         found = encode_batch(rows, template, tokenizer)
-        middle = time.perf_counter()
+        middle = time.process_time()
         library.encode_batch(texts, add_special_tokens=False)
-        end = time.perf_counter()
+        end = time.process_time()
         rates = {"ours": size / (middle - begin), "library": size / (end - middle)}
         whole = sum(isinstance(one, Encoded) for one in found)
         say(metric="encoding", unit="characters/s", ratio=rates["ours"] / rates["library"], dialogues=whole, **rates)
 
 
+WHAT = {"lora": lora, "packing": packing, "encoding": encoding}
+
+
 def main() -> None:
     """Prints one JSON line per figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sft", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["lora", "packing", "encoding"])
+    parser.add_argument("what", choices=list(WHAT))
     parser.add_argument("file", nargs="?")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--settings", default="{}", help="JSON: keys of a config, for both ways")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--template", default="chatml")
     parser.add_argument("--tokenizer", help="a tokenizer.json")
@@ -149,7 +159,7 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     give_memory_back()
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", ONEDNN_FLAGS)
-    {"lora": lora, "packing": packing, "encoding": encoding}[options.what](options)
+    WHAT[options.what](options)
 
 
 if __name__ == "__main__":

@@ -51,12 +51,15 @@ def theirs(folder, examples, order, path):
     from trl import SFTConfig, SFTTrainer
 
     rows = [examples.example(index) for index in order]
-    data = Dataset.from_list([{"input_ids": row.tokens.tolist(), "completion_mask": (row.weights > 0).astype(int).tolist()} for row in rows])
+    data = Dataset.from_list(
+        [{"input_ids": row.tokens.tolist(), "completion_mask": (row.weights > 0).astype(int).tolist()} for row in rows]
+    )
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), eos_token="<|end|>", pad_token="<|begin|>")
     options = SFTConfig(
-        output_dir=str(path), use_cpu=True, bf16=False, max_steps=STEPS, per_device_train_batch_size=B, train_sampling_strategy="sequential",
+        output_dir=str(path), use_cpu=True, bf16=False, max_steps=STEPS, per_device_train_batch_size=B, max_length=T,
+        train_sampling_strategy="sequential", completion_only_loss=True, packing=False, gradient_checkpointing=False,
         learning_rate=RATE, adam_beta1=0.9, adam_beta2=0.95, adam_epsilon=1e-8, weight_decay=DECAY, max_grad_norm=CLIP,
-        lr_scheduler_type="linear", optim="adamw_torch", max_length=T, completion_only_loss=True, packing=False, gradient_checkpointing=False,
+        lr_scheduler_type="linear", optim="adamw_torch",
         logging_steps=1, logging_first_step=True, save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="eager")
