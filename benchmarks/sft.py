@@ -121,7 +121,7 @@ def packing(options: argparse.Namespace) -> None:
 
 
 def encoding(options: argparse.Namespace) -> None:
-    """Characters a second of one core (of its own time, whoever else is at work) through `encode_batch` and through the tokenizer's library alone, in turn."""
+    """Characters a second of one core's own time: `encode_batch`, and the tokenizer's library alone, in turn."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import tokenizers
 
