@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, WrongDialogue
-from jaxllm.data.messages import Problem, messages_of, text_of, tools_of
+from jaxllm.data.messages import Problem, check_encodable, messages_of, text_of, tools_of
 from jaxllm.data.objects import SUFFIXES, read_objects
 from jaxllm.data.sources import Source, list_files
 
@@ -268,7 +268,8 @@ def judged(record: Mapping[str, Any], where: str, reading: Reading) -> Judged:
         tools = tools_of(record.get("tools") or record.get("functions"))
         if any(one == other and rank != worse for (one, rank), (other, worse) in itertools.combinations(answers, 2)):
             raise Problem("prefers an answer to the very same one")
-    except (Problem, KeyError, TypeError, AttributeError, ValueError) as error:
+        check_encodable((prompt, answers, tools))
+    except (Problem, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         problem = str(error) if isinstance(error, Problem) else f"is not of the format {name!r}: {type(error).__name__}: {error}"
         raise WrongDialogue(Dialogue((), where=where), problem) from None
     asked = [message._replace(weight=0.0) for message in prompt]

@@ -3,11 +3,12 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxllm.data import natural_instructions
 from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, WrongDialogue
-from jaxllm.data.messages import Problem, messages_of, text_of, tools_of
+from jaxllm.data.messages import Problem, check_encodable, messages_of, text_of, tools_of
 from jaxllm.data.objects import SUFFIXES, read_objects
 from jaxllm.data.sources import Source, list_files
 
@@ -52,9 +53,8 @@ def _sharegpt(record: Mapping[str, Any], reading: Reading) -> list[list[Message]
     return [messages_of(said, *keys, reading.participants)]
 
 
-def _instruction(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
+def _instruction(record: Mapping[str, Any], reading: Reading, *, answer: str) -> list[list[Message]]:
     """Alpaca's {instruction, input, output}, Dolly's {instruction, context, response}; what was said before in {history}."""
-    output = record["output"] if "output" in record else record["response"]
     earlier = [
         Message(role, text_of(text, "history"))
         for pair in record.get("history") or ()
@@ -62,11 +62,11 @@ def _instruction(record: Mapping[str, Any], reading: Reading) -> list[list[Messa
     ]
     asked = text_of(record["instruction"], "instruction")
     asks = Message("user", asked, input=text_of(record.get("input") or record.get("context"), "input"))
-    return [[*earlier, asks, Message(ASSISTANT, text_of(output, "output"))]]
+    return [[*earlier, asks, Message(ASSISTANT, text_of(record[answer], answer))]]
 
 
 def _self_instruct(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
-    return [_instruction({"instruction": record["instruction"], **one}, reading)[0] for one in record["instances"]]
+    return [_instruction({"instruction": record["instruction"], **one}, reading, answer="output")[0] for one in record["instances"]]
 
 
 def _natural(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
@@ -78,22 +78,19 @@ def _natural(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]
     return found
 
 
-def _pair(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
+def _pair(record: Mapping[str, Any], reading: Reading, *, prompt: str, answer: str) -> list[list[Message]]:
     """A prompt and its answer, as texts or (TRL) as lists of messages, of which only the answer's are trained on."""
-    asked, answered = (next(record[name] for name in names if name in record) for names in (PROMPTS, ANSWERS))
+    asked, answered = record[prompt], record[answer]
     if isinstance(asked, list) and isinstance(answered, list):
         before = [message._replace(weight=0.0) for message in messages_of(asked, "role", "content", reading.participants)]
         return [[*before, *messages_of(answered, "role", "content", reading.participants)]]
-    return [[Message("user", text_of(asked, "prompt")), Message(ASSISTANT, text_of(answered, "answer"))]]
+    return [[Message("user", text_of(asked, prompt)), Message(ASSISTANT, text_of(answered, answer))]]
 
 
 def _labelled(record: Mapping[str, Any], reading: Reading) -> list[list[Message]]:
     """A text, or a premise and a hypothesis, and the label as the answer: classification as soft prompts learn it."""
     asked = "\n".join(text_of(record[name], name) for name in ("text", "premise", "hypothesis") if name in record)
     return [[Message("user", asked), Message(ASSISTANT, str(record["label"]))]]
-
-
-PROMPTS, ANSWERS = ("prompt", "query", "question"), ("completion", "response", "answer")
 
 
 class Format(NamedTuple):
@@ -103,17 +100,25 @@ class Format(NamedTuple):
     read: Read
 
 
+def _pairs(prompt: str, answer: str) -> Format:
+    return Format((prompt, answer), partial(_pair, prompt=prompt, answer=answer))
+
+
+def _instructions(answer: str) -> Format:
+    return Format(("instruction", answer), partial(_instruction, answer=answer))
+
+
 FORMATS: dict[str, Format] = {
     "messages": Format(("messages",), _messages),
     "sharegpt": Format(("conversations",), _sharegpt),
     "natural_instructions": Format(natural_instructions.PARTS, _natural),
     "self_instruct": Format(("instruction", "instances"), _self_instruct),
-    "alpaca": Format(("instruction", "output"), _instruction),
-    "instruction_response": Format(("instruction", "response"), _instruction),
-    "prompt_completion": Format(("prompt", "completion"), _pair),
-    "prompt_response": Format(("prompt", "response"), _pair),
-    "query_answer": Format(("query", "answer"), _pair),
-    "question_answer": Format(("question", "answer"), _pair),
+    "alpaca": _instructions("output"),
+    "instruction_response": _instructions("response"),
+    "prompt_completion": _pairs("prompt", "completion"),
+    "prompt_response": _pairs("prompt", "response"),
+    "query_answer": _pairs("query", "answer"),
+    "question_answer": _pairs("question", "answer"),
     "text_label": Format(("text", "label"), _labelled),  # these two never by their fields alone: a label is to be learnt if it is said
     "premise_hypothesis": Format(("premise", "hypothesis", "label"), _labelled),
 }
@@ -145,17 +150,19 @@ def dialogues(record: Mapping[str, Any], where: str, reading: Reading) -> list[D
       reading: how.
 
     Raises:
-      WrongDialogue: it fits no format, or not the one it was said to have.
+      WrongDialogue: it fits no format, or not the one it was said to have, or its text is none.
     """
+    record = natural_instructions.lowered(record)
     try:
         name = reading.format or detect(record)[0]
-        missing = [field for field in FORMATS[name].fields if field not in natural_instructions.lowered(record)]
+        missing = [field for field in FORMATS[name].fields if field not in record]
         if missing:
             raise Problem(f"has no {' and no '.join(missing)}, which format {name!r} needs")
         found = FORMATS[name].read(record, reading)
         tools = tools_of(record.get("tools") or record.get("functions"))
         system = text_of(record.get("system"), "system")
-    except (Problem, KeyError, TypeError, AttributeError, ValueError) as error:
+        check_encodable((found, tools, system))
+    except (Problem, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         problem = str(error) if isinstance(error, Problem) else f"is not of the format {name!r}: {type(error).__name__}: {error}"
         raise WrongDialogue(Dialogue((), where=where), problem) from None
     head = (Message("system", system),) if system else ()

@@ -15,6 +15,7 @@ class WrongDialogue(ValueError):
     """A row that cannot be trained on: where it is, and what is wrong with it."""
 
     def __init__(self, dialogue: "Dialogue", problem: str):
+        problem = problem.encode("utf-8", "backslashreplace").decode()  # it may quote what no terminal can print
         super().__init__(f"{dialogue.where or 'This conversation'} {problem}.")
         self.where, self.problem = dialogue.where, problem
 
@@ -86,6 +87,7 @@ class Template:
       follows: role -> roles that may come after it ("": first); None: any order.
       names: whether participants of any name may speak.
       tools: whether it has a form for tool calls and results.
+      thoughts: whether it has a form for an assistant's reasoning.
       rewrites: whether an assistant's turn looks otherwise once another follows, so that only the last one can be trained on.
     """
 
@@ -97,6 +99,7 @@ class Template:
     follows: Mapping[str, tuple[str, ...]] | None = None
     names: bool = False
     tools: bool = False
+    thoughts: bool = False
     rewrites: bool = False
 
 
@@ -155,6 +158,9 @@ def _trouble(dialogue: Dialogue, template: Template, i: int, before: str) -> str
         return f"of {message.name!r}, and template {template.name!r} knows no participants by name"
     if (message.tool_calls or message.role == "tool") and not template.tools:
         return f"of a tool, which template {template.name!r} has no form for"
+    if message.reasoning and not (template.thoughts and message.role == ASSISTANT):
+        whose = "" if message.role == ASSISTANT else " in this role"
+        return f"with reasoning, which template {template.name!r} has no form for{whose}: take one that has (qwen3), or leave it out"
     if template.follows is not None and message.role not in (allowed := template.follows.get(before, ())):
         place = f"after {before}" if before else "at the beginning"
         return f"where template {template.name!r} allows {' or '.join(allowed) or 'nothing'}: {place}"

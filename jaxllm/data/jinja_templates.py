@@ -50,7 +50,8 @@ def jinja_template(text: str, tokenizer: Tokenizer, name: str = "its own") -> Te
 
     Where the assistants' words are is found by rendering: the words of turn i are what render(messages up to i) adds to render(messages
     before i, with the assistant's header). Each must begin as the one before; a template that rewrites earlier turns is refused for rows
-    that train on such a turn. White space behind a turn's end token is the template's.
+    that train on such a turn. White space behind a turn's end token is the template's. A dialogue is refused with tools or calls, or a
+    thought that it trains on, that do not show.
 
     Args:
       text: the template.
@@ -68,21 +69,69 @@ def jinja_template(text: str, tokenizer: Tokenizer, name: str = "its own") -> Te
         said = _Rendered(compiled, spelled, dialogue, cut, name)
         return said.parts(trained, asks)
 
-    return Template(name, render, end=EOS, markers=names, names=True, tools=True)
+    return Template(name, render, end=EOS, markers=names, names=True, tools=True, thoughts=True)
 
 
 def as_dict(message: Message, guard: Callable[[str], str] = str) -> dict[str, Any]:
     """A message as templates know it."""
     found: dict[str, Any] = {"role": message.role, "content": guard(message.words)}
     if message.name:
-        found["name"] = message.name
+        found["name"] = guard(message.name)
     if message.reasoning:
         found["reasoning_content"] = guard(message.reasoning)
     if message.tool_calls:
-        calls = [{k: v for k, v in call.items() if k in ("name", "arguments")} for call in message.tool_calls]
-        ids = [{"id": call["id"]} if call.get("id") else {} for call in message.tool_calls]
+        said = [_texts(call, guard) for call in message.tool_calls]
+        calls = [{k: v for k, v in call.items() if k in ("name", "arguments")} for call in said]
+        ids = [{"id": call["id"]} if call.get("id") else {} for call in said]
         found["tool_calls"] = [{**id, "type": "function", "function": call} for id, call in zip(ids, calls, strict=True)]
     return found
+
+
+def _texts(said: Any, change: Callable[[str], str]) -> Any:
+    """What is made of JSON, with every text and name in it changed."""
+    if isinstance(said, Mapping):
+        return {change(name): _texts(part, change) for name, part in said.items()}
+    if isinstance(said, list | tuple):
+        return [_texts(part, change) for part in said]
+    return change(said) if isinstance(said, str) else said
+
+
+class _Marks:
+    """Words that nobody says, in the places of others, to see whether a template shows what is in these places."""
+
+    def __init__(self) -> None:
+        self.placed: list[tuple[str, str]] = []  # each with what is wrong where it does not show
+
+    def place(self, problem: str) -> str:
+        self.placed.append((f"qzx{len(self.placed)}xzq", problem))
+        return self.placed[-1][0]
+
+    def values(self, said: Any, problem: str) -> Any:
+        """Arguments, a mark for each value."""
+        if isinstance(said, Mapping):
+            return {name: self.values(part, problem) for name, part in said.items()}
+        if isinstance(said, list | tuple):
+            return [self.values(part, problem) for part in said]
+        return self.place(problem)
+
+    def calling(self, i: int, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message, a mark for the name and each argument of each call."""
+        calls, problem = [], f"has a message {i + 1} ({message['role']}) with"
+        for call in message.get("tool_calls", ()):
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            function = {
+                "name": self.place(f"{problem} a tool call, {name!r},"),
+                "arguments": self.values(arguments, f"{problem} an argument of the call {name!r},"),
+            }
+            calls.append(call | {"function": function})
+        return {**message, **({"tool_calls": calls} if calls else {})}
+
+    def tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
+        """A tool, a mark for its name."""
+        own = tool.get("function")
+        if isinstance(own, Mapping):
+            return {**tool, "function": {**own, "name": self.place(f"offers a tool, {own.get('name')!r},")}}
+        return {**tool, "name": self.place(f"offers a tool, {tool.get('name')!r},")}
 
 
 class _Rendered:
@@ -91,20 +140,20 @@ class _Rendered:
     def __init__(self, template: jinja2.Template, spelled: Mapping[str, str], dialogue: Dialogue, cut: re.Pattern, name: str):
         self.template, self.spelled, self.dialogue, self.cut, self.name = template, spelled, dialogue, cut, name
         self.messages = [as_dict(message, self._guard) for message in dialogue.messages]
+        self.tools = _texts(dialogue.tools, self._guard)
 
     def _guard(self, text: str) -> str:
         return self.cut.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
 
     def text(self, count: int, asks: bool = False, **more: Any) -> str:
-        tools = list(self.dialogue.tools) or None
+        said = {"messages": self.messages[:count], "tools": self.tools or None, "add_generation_prompt": asks, **more}
         try:
-            return self.template.render(
-                messages=self.messages[:count], tools=tools, documents=None, add_generation_prompt=asks, **self.spelled, **more
-            )
+            return self.template.render(documents=None, **self.spelled, **said)
         except Exception as error:  # it is somebody else's program
             raise WrongDialogue(self.dialogue, f"is refused by the chat template {self.name!r}: {error}") from None
 
     def parts(self, trained: Sequence[int], asks: bool) -> list[Part]:
+        self._check_shown()
         whole = self.text(len(self.messages), asks)
         edges = {i: self._span(i, whole) for i in trained}
         turns = self._turns(whole)
@@ -120,6 +169,17 @@ class _Rendered:
                 found.append(Part(text, turn if said is None else said, said is not None, token))
             at += len(piece)
         return found
+
+    def _check_shown(self) -> None:
+        """Refuses a dialogue whose calls and tools the template leaves out: what it trains on, or asks of, would be another one."""
+        marks = _Marks()
+        messages = [marks.calling(i, message) for i, message in enumerate(self.messages)]
+        tools = [marks.tool(tool) for tool in self.tools]
+        if marks.placed:
+            text = self.text(len(messages), messages=messages, tools=tools or None)
+            for mark, problem in marks.placed:
+                if mark not in text:
+                    raise WrongDialogue(self.dialogue, f"{problem} which the chat template {self.name!r} does not show")
 
     def _pieces(self, whole: str) -> list[tuple[str, bool]]:
         """The text, cut at special tokens; which pieces are such."""
@@ -162,6 +222,8 @@ class _Rendered:
         begin = self._answer_begins(i, until) if answers else self._words_begin(i, until)
         if answers and self.messages[i]["content"].split("</think>")[-1].strip() not in until[begin:]:
             raise self._hidden(i)  # a template for messages of several parts, say
+        if answers and self.messages[i].get("reasoning_content", "").strip() not in until[begin:]:
+            raise self._hidden(i, "reasoning")
         tokens = [match for match in self.cut.finditer(until) if match.start() >= begin]
         ends = len(until) if not tokens or until[tokens[-1].end() :].strip() else tokens[-1].end()
         return begin, ends
@@ -181,8 +243,8 @@ class _Rendered:
             raise self._hidden(i)
         return begin
 
-    def _hidden(self, i: int) -> WrongDialogue:
-        return WrongDialogue(self.dialogue, f"trains on message {i + 1}, whose words the chat template {self.name!r} does not show")
+    def _hidden(self, i: int, what: str = "words") -> WrongDialogue:
+        return WrongDialogue(self.dialogue, f"trains on message {i + 1}, whose {what} the chat template {self.name!r} does not show")
 
     def _rewritten(self, i: int) -> WrongDialogue:
         problem = f"trains on message {i + 1}, which the chat template {self.name!r} writes otherwise once another follows"

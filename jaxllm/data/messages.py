@@ -28,6 +28,24 @@ def text_of(said: Any, what: str) -> str:
     return said or ""
 
 
+def check_encodable(said: Any) -> None:
+    """Refuses half a surrogate pair, which JSON can spell ("\\ud83d") and UTF-8 cannot, in any text or name of what is said.
+
+    Raises:
+      Problem: quotes it.
+    """
+    if isinstance(said, str):
+        try:
+            said.encode()
+        except UnicodeEncodeError as error:
+            raise Problem(f"has a text with {said[error.start]!a} in it, half a surrogate pair, which is no character") from None
+    elif isinstance(said, Mapping):
+        check_encodable([*said, *said.values()])
+    elif isinstance(said, list | tuple):
+        for one in said:
+            check_encodable(one)
+
+
 def tools_of(said: Any) -> tuple[Mapping[str, Any], ...]:
     """The tools of a record: a list of schemas, or the JSON of one."""
     found = _json(said, "tools") if isinstance(said, str) and said.strip() else said
@@ -69,7 +87,7 @@ def message_of(said: Any, role_key: str, text_key: str, participants: Sequence[s
     if role is None:
         known = ", ".join(("system", "user", ASSISTANT, "tool", *participants))
         raise Problem(f"has a message of an unknown role {spoken!r} (known: {known}); name it among the participants if it is one")
-    content, calls = text_of(said.get(text_key), text_key), said.get("tool_calls") or ()
+    content, calls = text_of(said.get(text_key), text_key), said.get("tool_calls") or said.get("function_call") or ()
     if spoken == "function_call":
         content, calls = "", content
     weight = said.get("weight", said.get("train"))

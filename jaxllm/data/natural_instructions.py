@@ -8,8 +8,9 @@ PARTS = ("definition", "positive_examples", "negative_examples", "instances")
 
 
 def lowered(task: Mapping[str, Any]) -> dict[str, Any]:
-    """A published task file with its names in small letters and underscores."""
-    return {name.lower().replace(" ", "_"): part for name, part in task.items()}
+    """A record with its names in small letters and underscores; where two become one, that which was so counts."""
+    small = {name.lower().replace(" ", "_"): part for name, part in task.items()}
+    return small | {name: task[name] for name in small if name in task}
 
 
 def instances(task: Mapping[str, Any]) -> list[dict[str, Any]]:

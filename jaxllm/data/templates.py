@@ -83,7 +83,7 @@ ALTERNATING = {"": ("system", "user"), "system": ("user",), "user": (ASSISTANT,)
 SINGLE = {"": ("user",), "user": (ASSISTANT,)}
 PLAIN = Template("plain", partial(_lines, end=Part(EOS, said=True, token=True)), names=True, tools=True)
 CHATML = Template("chatml", chatml, END, (START, END), names=True, tools=True)
-QWEN3 = Template("qwen3", partial(qwen3, header=""), END, (START, END), tools=True, rewrites=True)
+QWEN3 = Template("qwen3", partial(qwen3, header=""), END, (START, END), tools=True, thoughts=True, rewrites=True)
 
 TEMPLATES: dict[str, Template] = {
     "plain": PLAIN,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -243,6 +244,19 @@ def test_a_thought_is_learnt_and_an_empty_one_is_the_templates(tokenizer):
     for message in (Message("assistant", "4", reasoning="2+2"), Message("assistant", "<think>\n2+2\n</think>\n\n4")):
         found = encode(Dialogue((USER, message)), TEMPLATES["qwen3"], tokenizer)
         assert shown(found, tokenizer).endswith("<|im_start|>assistant\n⟦<think>\n2+2\n</think>\n\n4<|im_end|>⟧\n")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_thought_shows_or_is_refused(name, tokenizer):
+    dialogue = Dialogue((USER, ANSWER._replace(reasoning="why not")))
+    if TEMPLATES[name].thoughts:
+        assert "why not" in shown(encode(dialogue, TEMPLATES[name], tokenizer), tokenizer).partition("⟦")[2]
+    else:
+        said = f"message 2 (assistant) with reasoning, which template {name!r} has no form for: take one that has (qwen3)"
+        with pytest.raises(WrongDialogue, match=re.escape(said)):
+            encode(dialogue, TEMPLATES[name], tokenizer)
+    with pytest.raises(WrongDialogue, match=r"message 1 \(user\) with reasoning"):
+        encode(Dialogue((USER._replace(reasoning="hm"), ANSWER)), TEMPLATES[name], tokenizer)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

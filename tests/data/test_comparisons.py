@@ -116,6 +116,7 @@ def test_values_margins_rules_and_turns():
         ({"input": "q", "output_1": "a", "output_2": "b", "label": 3}, "prefers 3, which is none of 1 and 2"),
         ({"prompt": "q", "answers": ["a", "b"], "ranking": [1]}, "2 answers and a ranking that is no list of as many numbers"),
         ({"dialogue": "plain", "rule": "r", "verdict": 1}, "neither messages nor a transcript"),
+        ({"prompt": "q", "chosen": "a", "rejected": "\ud83d"}, "has a text with '\\ud83d' in it, half a surrogate pair"),
         ({"chosen": "plain", "rejected": "texts"}, "neither messages nor a transcript"),
     ],
 )

@@ -30,6 +30,10 @@ RECORDS = {
     "query_answer": {"query": "hi", "answer": "yo"},
     "question_answer": {"question": "hi", "answer": "yo"},
 }
+LABELLED = {  # never told by their fields: a label is to be learnt if it is said
+    "text_label": {"text": "hi", "label": "yo"},
+    "premise_hypothesis": {"premise": "a", "hypothesis": "b", "label": 1},
+}
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -40,8 +44,36 @@ def test_a_format_is_told_by_its_fields(name):
         assert found.messages == HI and found.where == "f:1"
 
 
+OTHER = {"completion": "no", "response": "no", "output": "no", "answer": "no", "query": "no", "question": "no"}  # another format's fields
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if set(form.fields) & set(OTHER)])
+def test_a_format_reads_its_own_fields_and_no_others(name):
+    assert dialogues(OTHER | RECORDS[name], "f:1", Reading(format=name))[0].messages == HI
+
+
+def test_a_field_more_does_not_change_what_is_learnt():
+    record = {**RECORDS["question_answer"], "response": "no"}
+    assert detect(record)[0] == "question_answer" and dialogues(record, "f:1", Reading())[0].messages == HI
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_names_of_fields_may_be_capitalised(name):
+    capital = {field.capitalize(): part for field, part in RECORDS[name].items()}
+    assert detect(capital)[0] == name and dialogues(capital, "f:1", Reading())[0].messages == HI
+    small = RECORDS[name] | {field.upper(): "no" for field in FORMATS[name].fields}
+    assert dialogues(small, "f:1", Reading())[0].messages == HI  # the names in small letters count
+
+
 def test_every_format_has_its_record():
-    assert {*RECORDS, "natural_instructions"} == set(FORMATS)
+    assert {*RECORDS, *LABELLED, "natural_instructions"} == set(FORMATS)
+
+
+@pytest.mark.parametrize(("name", "words"), [("text_label", ["hi", "yo"]), ("premise_hypothesis", ["a\nb", "1"])])
+def test_a_label_is_learnt_only_if_it_is_said(name, words):
+    assert [message.words for message in dialogues(LABELLED[name], "f:1", Reading(format=name))[0].messages] == words
+    with pytest.raises(Problem, match="has label: answers to compare"):
+        detect(LABELLED[name])
 
 
 @pytest.mark.parametrize("shown", [(2, 0, False), (1, 1, True)])
@@ -56,7 +88,7 @@ def test_natural_instructions_are_asked_as_the_task_asks_them(shown):
     assert natural_instructions.prompt(rows[0], 0).startswith("Definition: Add.\n\nNow complete")
 
 
-def test_tools_calls_and_results_in_both_spellings():
+def test_tools_calls_and_results_in_all_spellings():
     call = {"name": "f", "arguments": {"x": 1}}
     flat = [{"role": "function_call", "content": json.dumps(call)}, {"role": "observation", "content": "2"}]
     openai = [
@@ -64,10 +96,15 @@ def test_tools_calls_and_results_in_both_spellings():
         {"role": "tool", "content": [{"type": "text", "text": "2"}], "name": "f"},
     ]
     schema = {"name": "f", "parameters": {}}
-    one, two = (
+    older = [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+        {"role": "function", "content": "2", "name": "f"},
+    ]
+    one, two, three = (
         dialogues({"messages": [*CHAT[:1], *turns], "tools": tools}, "f:1", Reading())[0]
-        for turns, tools in ((flat, json.dumps([schema])), (openai, [schema]))
+        for turns, tools in ((flat, json.dumps([schema])), (openai, [schema]), (older, [schema]))
     )
+    assert three == two
     assert one.messages[1] == two.messages[1] == Message("assistant", "", tool_calls=(call,))
     assert one.messages[2] == two.messages[2]._replace(name=None) == Message("tool", "2") and one.tools == two.tools == (schema,)
 
@@ -101,6 +138,12 @@ WRONG = {
     "a nameless call": ({"messages": [{"role": "function_call", "content": "{}"}]}, "has a tool call without a name"),
     "a weight in words": ({"messages": [{**CHAT[0], "weight": "much"}]}, "has a weight 'much' that is no number"),
     "a number": ({"question": "a", "answer": 7}, "has a answer that is no text but int"),
+    "half a character": ({"prompt": "a", "completion": "b \ud83d"}, "has a text with '\\ud83d' in it, half a surrogate pair"),
+    "half a reason": ({"messages": [{**CHAT[1], "reasoning": "\ud83d"}]}, "has a text with"),
+    "half a name": ({"messages": [{**CHAT[0], "name": "\ud83d"}]}, "has a text with"),
+    "half an argument": ({"messages": [{"role": "function_call", "content": '{"name": "f", "arguments": {"\\ud83d": 1}}'}]}, "has a text"),
+    "half a tool": ({"messages": CHAT, "tools": [{"name": "f", "enum": ["\ud83d"]}]}, "has a text with"),
+    "half a field": ({"\ud83d": 1}, "its fields are \\ud83d; set"),
     "half an instance": ({**TASK, "Instances": [{"input": "a"}]}, "is not of the format 'natural_instructions': KeyError: 'output'"),
 }
 
@@ -109,7 +152,7 @@ WRONG = {
 def test_what_is_wrong_with_a_record_is_told_with_its_place(record, said):
     with pytest.raises(WrongDialogue) as error:
         dialogues(record, "f.jsonl:3", Reading())
-    assert str(error.value).startswith("f.jsonl:3 ") and said in str(error.value)
+    assert str(error.value).startswith("f.jsonl:3 ") and said in str(error.value) and str(error.value).encode()
 
 
 def test_a_format_that_is_said_overrides_what_is_seen():

@@ -64,7 +64,12 @@ THOUGHT = Dialogue(
 )
 DIALOGUES = {"talk": TALK, "single": SINGLE, "hard": HARD, "input": ASK, "thought": THOUGHT}
 CALLED = ("llama3.1", "qwen2.5", "qwen3", "qwen3-direct")
-CASES = [(name, key) for name in STOCK for key in (*DIALOGUES, *(["calls"] if name in CALLED else []))]
+CASES = [
+    (name, key)
+    for name in STOCK
+    for key in (*DIALOGUES, *(["calls"] if name in CALLED else []))
+    if key != "thought" or TEMPLATES[name].thoughts
+]
 
 
 def text_of(name):
