@@ -223,10 +223,18 @@ class Model:
         return logprobs.token_log_probs(hidden, self._vocabulary(params)[0], targets, **self._head())
 
     def fused_cross_entropy(
-        self, params: Params | Adapted, hidden: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0
+        self,
+        params: Params | Adapted,
+        hidden: jax.Array,
+        targets: jax.Array,
+        weights: jax.Array,
+        *,
+        z_loss: float = 0.0,
+        sparse: bool = False,
     ) -> tuple[jax.Array, LogProbs]:
         """sum(weights * (z_loss * log_z^2 - log_prob)), and `LogProbs` without gradients; see `ops.logprobs.fused_cross_entropy`."""
-        return logprobs.fused_cross_entropy(hidden, self._vocabulary(params)[0], targets, weights, z_loss=z_loss, **self._head())
+        how = {"z_loss": z_loss, "sparse": sparse, **self._head()}
+        return logprobs.fused_cross_entropy(hidden, self._vocabulary(params)[0], targets, weights, **how)
 
     def _head(self) -> dict[str, Any]:
         config = self.config

@@ -109,6 +109,9 @@ def row_delta(out: jax.Array, d_out: jax.Array, num_kv_heads: int) -> tuple[jax.
 
 def extend(rule: Rule, running: Running, q, k, v, queries: Side, keys: Side, heads) -> Running:
     """Takes more keys into the running softmax of every query (shapes as for `attend`)."""
+    # What is visible is the same in all layers. Where they are scanned, JAX would compute it once, before them: the masks of all pairs of
+    # blocks, spread over heads, B * N * T * T in memory. So it is made to depend on q.
+    q, queries, keys = jax.lax.optimization_barrier((q, queries, keys))
     num_q, num_k = _num_blocks(q.shape[3], rule), _num_blocks(k.shape[2], rule)
     if num_q == num_k == 1:
         return _extend_block(rule, running, q, k, v, visibility.visible(queries, keys, rule.kind, rule.window), queries, keys, heads)

@@ -6,13 +6,14 @@ is known before: `fused_cross_entropy` finds its gradient while a chunk's logits
 2410.10989). Accumulation is float32. On a mesh each device takes its own rows, its part of the sequence and its part of the vocabulary.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm.ops.vocabulary import TABLE, Head, LogProbs, Product, cut, each, fold, sum_over_rows
+from jaxllm.ops.vocabulary import TABLE, Head, LogProbs, Product, cut, each, fold, skipping, sum_over_rows
 from jaxllm.parallel import rules
 
 CHUNK_BYTES = {"tpu": 1 << 29, "gpu": 1 << 29, "cpu": 1 << 26}  # what one chunk of float32 logits may take on one device
@@ -59,6 +60,7 @@ def fused_cross_entropy(
     weights: jax.Array,
     *,
     z_loss: float = 0.0,
+    sparse: bool = False,
     bias: jax.Array | None = None,
     softcap: float | None = None,
     transposed: bool = False,
@@ -70,6 +72,8 @@ def fused_cross_entropy(
     Args:
       weights: float [B, T]; not to be differentiated by.
       z_loss: the coefficient of log_z^2.
+      sparse: many weights are 0, as of prompts: such tokens go to the last chunks, and a chunk that holds nothing else is not computed.
+        The same sum and gradients; what is found of such tokens is 0.
       hidden, kernel, targets, bias, softcap, transposed, chunk, dtype: as for `token_log_probs`.
 
     Returns:
@@ -81,7 +85,10 @@ def fused_cross_entropy(
     head, kernel, bias = _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype)
     if weights.shape != targets.shape:
         raise ValueError(f"weights {weights.shape} do not belong to targets {targets.shape}.")
+    head = dataclasses.replace(head, sparse=sparse)
     loss, *found = _cross_entropy(head, float(z_loss), hidden, kernel, bias, targets, weights.astype(jnp.float32))
+    if sparse:  # whether or not it was differentiated
+        found = [jnp.where(weights != 0, x, 0.0) for x in found]
     return loss, LogProbs(*map(jax.lax.stop_gradient, found))
 
 
@@ -238,8 +245,14 @@ def _local_fused(head: Head, z_loss: float, wanted: tuple[bool, ...], hidden, ke
         sums, d_hidden = product.gradients(sums, hidden, logits, slope, targets, log_z, -weights, 2 * z_loss * weights * log_z)
         return sums, (found, d_hidden.astype(hidden.dtype))
 
-    flat = (x.reshape(targets.size, *x.shape[2:]) for x in (hidden, targets, weights))
-    sums, (found, d_hidden) = fold(one_chunk, product.zeros(wanted), tuple(cut(head, x) for x in flat))
+    flat = tuple(x.reshape(targets.size, *x.shape[2:]) for x in (hidden, targets, weights))
+    if not head.sparse:
+        sums, (found, d_hidden) = fold(one_chunk, product.zeros(wanted), tuple(cut(head, x) for x in flat))
+    else:
+        order = jnp.argsort(flat[2] == 0, stable=True)
+        chunks = tuple(cut(head, x[order]) for x in flat)
+        sums, out = fold(skipping(head, one_chunk, flat[2]), product.zeros(wanted), (jnp.arange(len(chunks[0])), chunks))
+        found, d_hidden = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[jnp.argsort(order)], out)
     found = tuple(x.reshape(-1)[: targets.size].reshape(targets.shape) for x in found)
     return found, *_summed(head, sums, d_hidden, hidden.shape)
 

@@ -34,6 +34,7 @@ class Head:
     dtype: str
     sharded: bool  # inside a mesh of more than one device
     axes: tuple[str | None, str | None, str | None]  # logical names of B, T, and of D in the kernel's gradient
+    sparse: bool = False  # tokens that weigh nothing are put last, and left out
 
     @property
     def embed(self) -> str | None:
@@ -112,12 +113,40 @@ def sum_over_rows(head: Head, x: jax.Array | None, width: int | None) -> jax.Arr
     """Sums a gradient over the devices that hold other rows; its dim `width` (D) leaves cut as it is stored, where that divides."""
     if x is None:
         return None
-    names = [name for logical in head.axes[:2] if logical for name in rules.mesh_axes(logical)]
+    names = row_axes(head)
     scattered = rules.mesh_axes(head.embed, TABLE) if width is not None and head.embed else ()
     whole = tuple(name for name in names if name not in scattered)
     for name in scattered:
         x = jax.lax.psum_scatter(x, name, scatter_dimension=width, tiled=True)
     return jax.lax.psum(x, whole) if whole else x  # of what is left
+
+
+def row_axes(head: Head) -> tuple[str, ...]:
+    """The mesh axes along which devices hold different tokens."""
+    return tuple(name for logical in head.axes[:2] if logical for name in rules.mesh_axes(logical))
+
+
+def skipping(head: Head, f, weights: jax.Array):
+    """`f` of (sums, chunk) as a function of (sums, (number, chunk)) that leaves a chunk out where it is past the last weight that is not 0.
+
+    All devices leave out the same chunks, as `f` may sum over some of them; the fullest has to be waited for anyhow.
+
+    Args:
+      head: what is static.
+      f: returns sums and what is found of the chunk.
+      weights: [tokens] of this device; in the chunks, those that are not 0 come first.
+    """
+    count = jnp.sum(weights != 0, dtype=jnp.int32)
+    if head.sharded and (names := row_axes(head)):
+        count = jax.lax.pmax(count, names)
+
+    def g(sums, numbered):
+        number, chunk = numbered
+        found = jax.eval_shape(f, sums, chunk)[1]
+        nothing = lambda sums, chunk: (sums, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found))  # noqa: E731
+        return jax.lax.cond(number * head.chunk < count, f, nothing, sums, chunk)
+
+    return g
 
 
 def cut(head: Head, x: jax.Array) -> jax.Array:
@@ -135,7 +164,7 @@ def each(f, chunks):
 
 def fold(f, carry, chunks):
     """`jax.lax.scan`, without a loop where there is one chunk."""
-    if chunks[0].shape[0] == 1:
-        carry, out = f(carry, tuple(x[0] for x in chunks))
+    if jax.tree.leaves(chunks)[0].shape[0] == 1:
+        carry, out = f(carry, jax.tree.map(lambda x: x[0], chunks))
         return carry, jax.tree.map(lambda x: x[None], out)
     return jax.lax.scan(f, carry, chunks)

@@ -18,7 +18,7 @@ from jaxllm.models.adapted import Adapted
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.model import Model
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import origin, setup, tuning, workdir
+from jaxllm.stages import opened, origin, setup, tuning, workdir
 from jaxllm.stages.config import resolve
 from jaxllm.stages.opened import open_model
 from jaxllm.training.checkpoints import write_once
@@ -121,13 +121,15 @@ def take_out(source: str, target: Path, dtype: str | None, step: int | None, fam
     tokenizer, kept = workdir.own_tokenizer(source), epath.Path(source) / workdir.ORIGIN
     model, params, step = open_model(source, make_mesh(devices=jax.devices()[:1]), step)
     family = family_to_write(model.config, kept) if family is None else names.known(family)
-    dtype = dtype or model.param_dtype
+    given, dtype = dtype, dtype or model.param_dtype
     record = workdir.read(source)
     tuned = tuning.make(resolve(record["config"]), model)
     if adapters:
         if not isinstance(params, Adapted):
             raise ValueError(f"--adapters: {source} trained all of its weights. Leave it out to write them.")
-        peft_writing.save(target, family, tuned.method, params.adapters, "float32", base=record["config"]["init_from"])
+        base = record["config"]["init_from"]
+        known = opened.identity(base) if base else None
+        peft_writing.save(target, family, tuned.method, params.adapters, given or "float32", base=base, fingerprint=known)
         return
     if isinstance(params, Adapted):
         params = jax.jit(tuned.method.merge)(*params)

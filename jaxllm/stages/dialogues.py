@@ -1,6 +1,7 @@
 """The dialogues of a config: which template, which sources, what is held out, how they are mixed, and the rows of all that."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxllm.data.conversations import FORMATS, Reading
 from jaxllm.data.example_rows import ExampleEvalReader, ExampleReader
 from jaxllm.data.examples import Example, Examples
-from jaxllm.data.held_out import hold_out
+from jaxllm.data.held_out import Part, hold_out
 from jaxllm.data.mixing import by_group, rates
 from jaxllm.data.sources import Source, make_sources
 from jaxllm.data.tokenizer_kinds import Tokenizer
@@ -30,24 +31,24 @@ class Joined:
     """Several stores as one, one after the other."""
 
     def __init__(self, parts: Sequence[Examples]):
-        self._parts = list(parts)
+        self.parts = list(parts)
         self._firsts = np.cumsum([0, *(part.num_examples for part in parts)])
         self.num_examples = int(self._firsts[-1])
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """int32 [n]."""
-        return np.concatenate([part.lengths for part in self._parts])
+        return np.concatenate([part.lengths for part in self.parts])
 
     @cached_property
     def trained(self) -> np.ndarray:
         """int32 [n]."""
-        return np.concatenate([part.trained for part in self._parts])
+        return np.concatenate([part.trained for part in self.parts])
 
     def example(self, index: int) -> Example:
         """Example `index` of 0..n-1."""
         part = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self._parts[part].example(index - int(self._firsts[part]))
+        return self.parts[part].example(index - int(self._firsts[part]))
 
 
 class DialogueData:
@@ -116,17 +117,28 @@ class DialogueData:
         return list(self.evals)
 
     def eval_reader(self, config: ConfigDict, name: str, soft: Soft | None = None) -> ExampleEvalReader:
-        sources = list(dict.fromkeys(self.groups.values()))
-        number = sources.index(name) if name in sources else 0
+        prefix = np.zeros(0, np.int32) if soft is None else soft.ids(self._task_of(config, name, soft))
         return ExampleEvalReader(
             self.evals[name],
             sequence_length=config.sequence_length,
             batch_size=config.batch_size,
             max_batches=config.eval.batches or None,
             too_long="truncate" if config.data.too_long == "refuse" else config.data.too_long,
-            prefix=np.zeros(0, np.int32) if soft is None else soft.ids(number),
+            prefix=prefix,
             name=name,
         )
+
+    def _task_of(self, config: ConfigDict, name: str, soft: Soft) -> int:
+        """Whose soft prompt an eval set is read with: its own source's, or that of `peft.task`.
+
+        Raises:
+          ValueError: there are several, and neither says which.
+        """
+        sources = self.tasks()
+        known = name if name in sources else config.peft.task
+        if soft.num_tasks > 1 and known not in sources:
+            raise ValueError(f"Which soft prompt is {name!r} read with? Set peft.task to one of: {', '.join(sources)}.")
+        return sources.index(known) if known in sources else 0
 
     def tasks(self) -> list[str]:
         """The sources, each of which has its own soft prompt."""
@@ -146,13 +158,22 @@ class DialogueData:
 
 
 def contents(stores: Mapping[str, Any]) -> str:
-    """What some examples are, whatever they were made from: names, and every token with its weight."""
+    """What some examples are, whatever they were made from: names, and every token with its weight and turn."""
     digest = hashlib.blake2b(digest_size=16)
+
+    def add(store: Any) -> None:
+        if isinstance(store, Joined):
+            for part in store.parts:
+                add(part)
+        elif isinstance(store, Part):
+            digest.update(store.which.astype("<i8").tobytes())
+            add(store.examples)
+        else:
+            digest.update(store.content.encode())
+
     for name, store in stores.items():
-        digest.update(f"{name}\0{store.num_examples}\0".encode())
-        digest.update(store.lengths.tobytes() + store.trained.tobytes())
-        for index in {0, store.num_examples // 2, store.num_examples - 1}:
-            digest.update(store.example(index).tokens.tobytes())
+        digest.update(f"\0{name}\0{store.num_examples}\0".encode())
+        add(store)
     return digest.hexdigest()
 
 
@@ -227,15 +248,17 @@ def split_tasks(
     if unknown := sorted(set(said) - set(HOLD_OUT)):
         raise ValueError(f"Unknown key data.hold_out.{unknown[0]}. Choose from: {', '.join(HOLD_OUT)}.")
     parts, table, train, groups = dict[str, Examples](), dict[str, str](), dict[str, Examples](), dict[str, str]()
+    names = Counter(task for source in found.values() for task in source.of_tasks())
     for name, source in found.items():
-        if not source.tasks:
+        tasks = source.of_tasks()
+        for task, (category, which) in tasks.items():
+            known = task if names[task] == 1 else f"{name}/{task}"  # the same task in two sources
+            parts[known], table[known], groups[known] = Part(source.store, which), category, name
+        rest = np.setdiff1d(np.arange(source.store.num_examples), np.concatenate([source.held, *(own for _, own in tasks.values())]))
+        if not tasks:
             train[name], groups[name] = source.train(), name
-            continue
-        for task in source.tasks:
-            which = np.setdiff1d(np.arange(task.start, task.stop), source.held)
-            if len(which):
-                parts[task.name], table[task.name] = instructions.Part(source.store, which), task.category
-                groups[task.name] = name
+        elif len(rest):
+            train[name], groups[name] = Part(source.store, rest), name
     if said and not parts:
         raise ValueError("data.hold_out names tasks, and no source has any. They come from files of Natural Instructions.")
     if not parts:

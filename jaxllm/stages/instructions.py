@@ -52,8 +52,9 @@ class Encoding(NamedTuple):
     each_answer: bool
 
     def __call__(self, found: Sequence[Dialogue]) -> Iterator[tuple[int, Encoded | WrongDialogue]]:
-        """The rows of dialogues, each with the number of its dialogue."""
-        rows = [(i, one) for i, dialogue in enumerate(found) for one in (each_answer(dialogue) if self.each_answer else [dialogue])]
+        """The rows of dialogues, each with the number of its dialogue; one of which no answer is trained on is a row that is refused."""
+        split = [each_answer(dialogue) or [dialogue] if self.each_answer else [dialogue] for dialogue in found]
+        rows = [(i, one) for i, own in enumerate(split) for one in own]
         encoded = encode_batch([row for _, row in rows], self.template, self.tokenizer, self.loss)
         return zip([i for i, _ in rows], encoded, strict=True)
 
@@ -94,6 +95,24 @@ class SourceExamples(NamedTuple):
     held: np.ndarray
     tasks: tuple[Task, ...]
 
+    def of_tasks(self) -> dict[str, tuple[str, np.ndarray]]:
+        """Task -> its category, and which of its examples are not held out; tasks of which none is left do not appear.
+
+        Raises:
+          ValueError: records of one task say two categories.
+        """
+        ranges: dict[str, list[np.ndarray]] = {}
+        categories: dict[str, str] = {}
+        for task in self.tasks:
+            if categories.setdefault(task.name, task.category) != task.category:
+                said = f"{categories[task.name]!r} and {task.category!r}"
+                raise ValueError(
+                    f"Records of task {task.name!r} are of the categories {said}. Give each task a name of its own (field 'task')."
+                )
+            ranges.setdefault(task.name, []).append(np.arange(task.start, task.stop))
+        found = {name: np.setdiff1d(np.concatenate(own), self.held) for name, own in ranges.items()}
+        return {name: (categories[name], which) for name, which in found.items() if len(which)}
+
     def train(self) -> Examples:
         """What is not held out."""
         return Part(self.store, np.setdiff1d(np.arange(self.store.num_examples), self.held)) if len(self.held) else self.store
@@ -123,10 +142,15 @@ def open_source(source: Source, reading: Reading, encoding: Encoding, rules: Rul
 
 def fingerprint(source: Source, reading: Reading, encoding: Encoding, rules: Rules) -> str:
     """Changes when the examples would."""
-    of_files: list[Any] = [source.path]
-    if not source.path.startswith(TASK) or "=" in source.path:
-        files, _ = list_files(dataclasses.replace(source, format=None, path=source.path.rpartition("=")[2]), SUFFIXES)
-        of_files = [(file.name, file.size, file.stamp, file.format, file.compression) for file in files]
+    of_files: list[Any] = []
+    path = source.path
+    if path.startswith(TASK):
+        name, _, path = path.removeprefix(TASK).partition("=")
+        task, rows = _opened(name, path, 8)
+        of_files.append([name, [(task.prompt(row), task.target(row)) for row in rows[:8]]])
+    if path:
+        files, _ = list_files(dataclasses.replace(source, format=None, path=path), SUFFIXES)
+        of_files += [(file.name, file.size, file.stamp, file.format, file.compression) for file in files]
     how = (encoding.identity, encoding.tokenizer.fingerprint, encoding.loss, encoding.each_answer)
     said = json.dumps([VERSION, of_files, dataclasses.astuple(reading), how, rules])
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
@@ -224,13 +248,17 @@ def of_task(source: Source, tally: Tally) -> Iterator[tuple[Mapping[str, Any], l
       ValueError: an unknown task, or wrong rows.
     """
     name, _, path = source.path.removeprefix(TASK).partition("=")
-    task, rows = open_task(name, [path] if path else [], count=MADE, seed=TRAIN_SEED, part="train")
+    task, rows = _opened(name, path, MADE)
     for number, row in enumerate(rows, 1):
         tally.records += 1
         tally.dialogues += 1
         tally.formats[("task", (name,))] += 1
         messages = Message("user", task.prompt(row)), Message(ASSISTANT, task.target(row).strip())
         yield {}, [Dialogue(messages, where=f"{source.path}:{number}")]
+
+
+def _opened(name: str, path: str, count: int) -> tuple[Any, list[Any]]:
+    return open_task(name, [path] if path else [], count=count, seed=TRAIN_SEED, part="train")
 
 
 def task_of(record: Mapping[str, Any], found: Sequence[Dialogue]) -> tuple[str, str] | None:

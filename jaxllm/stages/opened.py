@@ -216,7 +216,8 @@ def start(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, still: Any, tokeni
             return None
         own = initial_weights(config, mesh, tuned.model, tokenizer)
     elif config.peft.init_from:
-        own = peft_folders.place(tuning.of_folder(config.peft.init_from, tuned.model), mesh)
+        base = (config.init_from, identity(config.init_from)) if config.init_from else (None, None)
+        own = peft_folders.place(tuning.of_folder(config.peft.init_from, tuned.model, *base), mesh)
     else:
         with jax.set_mesh(mesh):
             own = jax.jit(lambda base: tuned.method.init(tuning.key(config), base))(still["base"])

@@ -20,8 +20,14 @@ from jaxllm.stages.recipe import Data, Objective, Recipe, Scorer
 OBJECTIVES = ("causal",)  # prefix, masked and span objectives come with their rows
 
 
-def objective(config: ConfigDict, model: Model) -> Objective:
-    """Weighted next-token cross-entropy over packed rows, with the z-loss if asked for."""
+def objective(config: ConfigDict, model: Model, sparse: bool = False) -> Objective:
+    """Weighted next-token cross-entropy over packed rows, with the z-loss if asked for.
+
+    Args:
+      config: of the run.
+      model: what is trained.
+      sparse: many targets have weight 0, see `logprobs.fused_cross_entropy`.
+    """
     if config.objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {config.objective!r}. Choose one of: {', '.join(OBJECTIVES)}.")
     kind, z_loss, dropout = config.objective, config.z_loss, setup.has_dropout(model)
@@ -29,7 +35,7 @@ def objective(config: ConfigDict, model: Model) -> Objective:
     def loss(params, frozen, batch, rng):
         hidden = setup.forward(model, params, batch, kind=kind, rng=rng if dropout else None)
         weights = batch["weights"]
-        fused, found = model.fused_cross_entropy(params, hidden, batch["targets"], weights, z_loss=z_loss)
+        fused, found = model.fused_cross_entropy(params, hidden, batch["targets"], weights, z_loss=z_loss, sparse=sparse)
         return cross_entropy(found.log_probs, found.log_z, weights, correct=found.correct, z_loss=z_loss, fused=fused)
 
     return Objective(loss, lambda batch: cross_entropy_totals(batch["weights"]))

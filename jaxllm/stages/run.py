@@ -5,6 +5,7 @@ import json
 import os
 import pprint
 import re
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxllm.stages.config import convert, flatten, nest, parse_overrides, read_file, resolve
-from jaxllm.stages.keys import SHARED, STAGES, TRAINS
+from jaxllm.stages.config import flatten, nest, parse_overrides, read_file, resolve
+from jaxllm.stages.keys import STAGES, TRAINS
 from jaxllm.training.lock import hold
 
 RECORD = "run.json"
@@ -90,8 +91,8 @@ def _settings(entry: Mapping[str, Any], shared: Mapping[str, Any], overrides: Ma
     """One step's config, flat: what all share, its file, its own settings, the command line."""
     file = flatten(read_file(entry["config"])) if entry.get("config") else {}
     found = {**flatten(shared), **file, **flatten(entry.get("settings", {})), **overrides}
-    resolve({}, found)  # says what is wrong with it before anything runs
-    return {key: convert(key, value, SHARED[key]) if key in SHARED else value for key, value in found.items()}
+    checked = flatten(resolve({}, found).to_dict())  # says what is wrong with it before anything runs
+    return {key: value for key, value in checked.items() if any(said == key or said.startswith(f"{key}.") for said in found)}
 
 
 def _mentioned(value: Any, known: Mapping[str, str], name: str) -> Any:
@@ -141,6 +142,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
             if step.folder in done:
                 print(f"{step.folder}: done before.", file=sys.stderr)
                 continue
+            check_fresh(step, steps, workdir)
             code = run(step, workdir, f"{step.folder} ({steps.index(step) + 1} of {len(steps)})")
             if code:
                 return code
@@ -149,6 +151,20 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
             partial.write_text(json.dumps(done, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(partial, workdir / RECORD)
     return 0
+
+
+def check_fresh(step: Step, steps: Sequence[Step], workdir: Path) -> None:
+    """Refuses to begin a step anew where later ones are there already: they were made from what it was before.
+
+    Raises:
+      ValueError: names their folders.
+    """
+    later = [other.folder for other in steps[steps.index(step) + 1 :] if (workdir / other.folder).exists()]
+    if later and not (workdir / step.folder).exists():
+        raise ValueError(
+            f"{workdir}: {step.folder} begins anew, and {', '.join(later)} came from what it was. Delete those folders and"
+            f" {workdir / RECORD} too, or choose another --workdir."
+        )
 
 
 def said(step: Step) -> Any:
@@ -168,7 +184,7 @@ def check_done(steps: Sequence[Step], workdir: Path) -> dict[str, Any]:
     for folder, before in done.items():
         if now.get(folder) != before:
             raise ValueError(
-                f"{workdir}: step {folder} is done, and was another than this config says. Delete {workdir / folder} and {path} to"
+                f"{workdir}: step {folder} is done, and was another than this config says. Delete it, what came after it and {path} to"
                 " run it again, or choose another --workdir."
             )
     return done
@@ -180,8 +196,12 @@ def run(step: Step, workdir: Path, title: str) -> int:
     if step.settings is not None:
         write_config(step, workdir)
     process = subprocess.Popen([sys.executable, "-m", "jaxllm", *command(step, workdir)])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the step has been told as well, and saves
-            continue
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # the step saves, and ends with 75
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # the step has been told as well, and saves
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -81,7 +81,7 @@ def through(prompts: Sequence[Prompt], folders: Sequence[str]) -> list[int] | No
 
 
 def stacked(folders: Sequence[str], base: str, params: Any, model: Any, mesh: Any) -> Any:
-    """The model of a work directory with the LoRAs of runs that started from it.
+    """A model with the LoRAs of runs that started from it; `base` is its identity.
 
     Raises:
       ValueError: a run that is of another base, or trained something else than LoRAs.
@@ -90,8 +90,8 @@ def stacked(folders: Sequence[str], base: str, params: Any, model: Any, mesh: An
     for folder in folders:
         there, found, _ = open_model(folder, mesh)
         source = workdir.read(folder)["config"]["init_from"]
-        if not isinstance(found, Adapted) or source is None or identity(source) != identity(base):
-            raise ValueError(f"--adapters: {folder} is no run of adapters over {base} (it started from {source}). Leave it out.")
+        if not isinstance(found, Adapted) or source is None or identity(source) != base:
+            raise ValueError(f"--adapters: {folder} is no run of adapters over these weights (it started from {source}). Leave it out.")
         trees.append(there.relayout(found.adapters, model.scan_layers) if there.scan_layers != model.scan_layers else found.adapters)
     return Adapted(params, stacks.stack(trees))
 
@@ -154,10 +154,10 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     with jax.set_mesh(mesh):
         texts, params, step = open_texts(args, config, mesh)
         if folders:
-            params = stacked(folders, args.workdir, params, texts.model, mesh)
+            params = stacked(folders, identity(args.workdir, step), params, texts.model, mesh)
         each = args.best_of or config.sample.num_samples
         kept = 1 if args.best_of else each
-        how = settings(config, args)
+        how = settings(config, args, [(folder, identity(folder)) for folder in folders], chosen)
         done = made_before(output, prompts, kept, how | {"step": step}) if args.resume else 0
         skip = done // kept * each + done % kept
         samples = texts.samples(params, prompts, seed=config.seed, num_samples=each, skip=skip, adapters=chosen)
@@ -184,11 +184,11 @@ def best(samples: Iterable[Sample], rank_by: Ranking) -> Iterator[Sample]:
             group.append(sample)
 
 
-def settings(config: ConfigDict, args: Namespace) -> dict[str, Any]:
+def settings(config: ConfigDict, args: Namespace, adapters: Sequence[Any] = (), through: Any = None) -> dict[str, Any]:
     """What a line says of how it was made: the seed, and a checksum of everything else that decides its tokens."""
     section = {name: value for name, value in config.sample.to_dict().items() if name != "slots"}
     said = json.dumps(
-        [section, args.best_of, args.rank_by if args.best_of else None, args.draft, args.draft and args.draft_step, args.adapters],
+        [section, args.best_of, args.rank_by if args.best_of else None, args.draft, args.draft and args.draft_step, adapters, through],
         sort_keys=True,
     )
     return {"seed": config.seed, "settings": f"{zlib.crc32(said.encode()):08x}"}

@@ -1,5 +1,6 @@
 """Instruction tuning: dialogues -> a model that answers; full weights, or a small tree beside a frozen base (`peft.name`)."""
 
+import functools
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from ml_collections import ConfigDict
 from jaxllm.stages import dialogues, door, pretrain, train
 from jaxllm.stages.recipe import Recipe
 
-RECIPE = Recipe("sft", pretrain.objective, dialogues.open_data, pretrain.scorer)
+# Prompts have no weight: their meeting with the vocabulary is left out.
+RECIPE = Recipe("sft", functools.partial(pretrain.objective, sparse=True), dialogues.open_data, pretrain.scorer)
 
 
 def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]:

@@ -134,13 +134,13 @@ def make(config: ConfigDict, model: Model, tokenizer: Tokenizer | None = None, b
     return Tuned(model, peft.make(model, section.name, **given), section.quantize, beside)
 
 
-def of_folder(folder: str, model: Model) -> peft_folders.Found:
-    """The adapters of a folder as Hugging Face's PEFT writes them.
+def of_folder(folder: str, model: Model, base: str | None = None, fingerprint: str | None = None) -> peft_folders.Found:
+    """The adapters of a folder as Hugging Face's PEFT writes them; `base` and `fingerprint` are of the weights they shall stand beside.
 
     Raises:
       ValueError: see `peft_folders.open_adapters` and `peft_folders.read`.
     """
-    return peft_folders.read(peft_folders.open_adapters(folder), settings.family_of(model.config), model)
+    return peft_folders.read(peft_folders.open_adapters(folder, base, fingerprint), settings.family_of(model.config), model)
 
 
 def _ids(said: Any, tokenizer: Tokenizer | None) -> Any:

@@ -109,11 +109,17 @@ def enter(stage: str, config: ConfigDict, workdir: str | os.PathLike[str]) -> li
 def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
     """The config, its paths such that they hold in whatever folder the run is read or resumed."""
     data = config["data"]
-    places = [(entry, "path") for entry in (*data["train"], *data["eval"], data["tokenizer"] or {})]
+    lists = [data.get(name) or [] for name in ("train", "eval", "text", "dialogues")]
+    places = [(entry, "path") for entry in (*(entry for entries in lists for entry in entries), data["tokenizer"] or {})]
     places += [(data, name) for name in ("prepared", "stage_to", "cache")] + [(config, "init_from"), (config.get("rollout", {}), "file")]
+    places.append((config.get("peft", {}), "init_from"))
     for table, key in places:
         if table.get(key):
-            table[key] = absolute(table[key])
+            task, equals, path = table[key].partition("=") if table[key].startswith("task:") else ("", "", table[key])
+            table[key] = f"{task}{equals}{absolute(path) if path else ''}"
+    chat = config.get("chat", {})
+    if chat.get("template") and os.path.isfile(chat["template"]):
+        chat["template"] = absolute(chat["template"])
     return config
 
 

@@ -196,6 +196,18 @@ def test_memory_is_linear_in_the_length():
     assert temporary(2048, "reference") > 3.5 * temporary(1024, "reference")
 
 
+def test_memory_stays_linear_where_layers_are_scanned():
+    def temporary(length):
+        def f(x, segments):
+            layer = lambda x, _: (attention(x, x, x, q_segments=segments, kv_segments=segments, implementation="xla", block=64), None)  # noqa: E731
+            return jnp.sum(jax.lax.scan(layer, x, length=2)[0])
+
+        shapes = jax.ShapeDtypeStruct((1, length, 4, H), jnp.float32), jax.ShapeDtypeStruct((1, length), jnp.int32)
+        return jax.jit(jax.grad(f)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(2048) < 2.2 * temporary(1024)
+
+
 class TestDropout:
     length = 32
     segments, positions, _ = tokens(length)

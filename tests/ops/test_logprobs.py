@@ -146,6 +146,48 @@ def test_the_fused_loss_sharded_is_unsharded(sizes, shape, transposed):
     agree(got[1], expected[1])
 
 
+def sparse_case(shape, draw=3):
+    """A case whose weights are mostly 0; a whole row of them, and none of another."""
+    *case, weights = make(*shape)
+    weights = np.where(np.random.default_rng(draw).random(weights[0].shape) < 0.7, 0.0, weights[0])
+    weights[0], weights[1] = 0.0, 1.0
+    return case, weights
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "how"),
+    [
+        ({}, (37, True), {"chunk": 5, "softcap": 2.0}),
+        ({}, (37, False), {"chunk": 7, "transposed": True}),
+        ({}, (64, True), {}),  # one chunk
+        (MESHES[0], (37, True, 8), {"chunk": 2}),
+        (MESHES[1], (64, False, 8), {"chunk": 4, "transposed": True}),
+        (MESHES[2], (37, True, 3, 5), {"chunk": 4}),
+    ],
+    ids=str,
+)
+def test_leaving_out_what_weighs_nothing_changes_nothing(sizes, shape, how):
+    case, weights = sparse_case(shape)
+    with jax.set_mesh(make_mesh(sizes, devices=None if sizes else jax.devices()[:1])):
+        got = fused(*case, weights, 1e-2, sparse=True, **how)
+    total, (values, grads) = fused_in_numpy(*case, weights, 1e-2, how.get("softcap"))
+    assert float(got[0]) == pytest.approx(total, rel=1e-5)
+    agree(got[1], ([np.where(weights != 0, x, 0.0) for x in values], grads))
+
+
+@pytest.mark.parametrize("trained", [0, 15])
+def test_chunks_that_weigh_nothing_are_not_computed(trained):
+    *case, weights = make(37)
+    at = np.random.default_rng(1).permutation(B * T)[trained:]
+    weights = weights[0]
+    weights.reshape(-1)[at] = 0.0
+    case[0].reshape(-1, D)[at] = np.nan  # whoever looks at them knows nothing any more
+    total, (values, grads) = fused(*case, weights, 1e-2, sparse=True, chunk=5)
+    assert np.isfinite(float(total)) and all(np.isfinite(x).all() for x in [*values, *grads[:2]])
+    assert np.any(grads[1] != 0) == (trained > 0)
+    assert not np.isfinite(fused(*case, weights, 1e-2, chunk=5)[1][1][1]).all()
+
+
 def test_the_fused_loss_has_no_gradient_by_its_weights():
     hidden, kernel, targets = jnp.ones((1, 2, D)), jnp.ones((D, 5)), jnp.zeros((1, 2), jnp.int32)
     with pytest.raises(ValueError, match="no gradient by its weights"):

@@ -67,3 +67,19 @@ def test_it_goes_on_where_it_was_and_refuses_another_config(stage, tmp_path, mon
     assert stage(*words) == 0 and asked[2:] == ["02-more"] and "01-base: done before" in capsys.readouterr().err
     assert stage(*words, "--config.steps=9") == 2
     assert "step 01-base is done, and was another" in capsys.readouterr().err
+
+
+def test_later_steps_are_not_left_over_from_an_earlier_first_one(stage, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "run", lambda step, workdir, title: 0)
+    config = tmp_path / "all.py"
+    config.write_text(f"def get_config(arg=''):\n    return { ({**TINY, 'stages': entries()})!r}\n")
+    (tmp_path / "run/02-more").mkdir(parents=True)
+    assert stage("run", "--config", config, "--workdir", tmp_path / "run") == 2
+    assert "01-base begins anew, and 02-more came from what it was" in capsys.readouterr().err
+
+
+def test_entries_of_tables_are_numbers_in_the_config_of_a_step(tmp_path):
+    overrides = {"peft.name": "prefix", "peft.options.inner": "0"}
+    (step,) = run.plan({**TINY, "stages": [{"stage": "sft"}]}, overrides, tmp_path)
+    run.write_config(step, tmp_path)
+    assert load(str(tmp_path / "configs/01-sft.py")).peft.options.inner == 0

@@ -250,3 +250,48 @@ def test_each_prompt_goes_through_its_own_adapter(lora, base, stage, tmp_path, c
 
 def test_layers_join_one_after_the_other(run, tmp_path):
     assert run(tmp_path / "run", "--config.steps=2", "--config.optimizer.unfreeze_every=1") == 0
+
+
+def test_no_example_is_lost_between_tasks_and_sources(tmp_path):
+    pairs = {"positive_examples": [], "negative_examples": []}
+
+    def row(task, i):
+        return {"task": task, "definition": "d", "categories": ["c"], **pairs, "instances": [{"input": f"{i}", "output": [task]}]}
+
+    mixed = [*(row(f"t{i % 2}", i) for i in range(20)), *({"prompt": f"p{i}", "completion": "x"} for i in range(30))]
+    for name, rows in (("mixed", mixed), ("more", [row("t0", i) for i in range(100, 105)])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    train = [{"path": str(tmp_path / f"{name}.jsonl")} for name in ("mixed", "more")]
+    data = dialogues.open_data(resolve({**TINY, "data": {"train": train, "eval_fraction": 0.1}}))
+    held = sum(store.num_examples for store in data.evals.values())
+    assert held and sum(store.num_examples for store in data.train.values()) + held == 55
+    assert set(data.train) == {"mixed/t0", "t1", "mixed", "more/t0"}
+
+
+def test_what_is_trained_on_is_known_to_the_last_answer(tmp_path):
+    def content(answer):
+        rows = [{"prompt": f"p{i}", "completion": answer if i == 7 else "y"} for i in range(20)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        data = {"train": [{"path": str(tmp_path / "rows.jsonl")}], "eval_fraction": 0.0}
+        return dialogues.open_data(resolve({**TINY, "data": data})).train_content
+
+    assert content("a") != content("b") and content("a") == content("a")
+
+
+def test_a_dialogue_without_an_answer_to_learn_counts_as_refused(tmp_path):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    rows = [{"messages": [{**messages[0], "content": f"q{i}"}, messages[1] if i else {**messages[1], "weight": 1}]} for i in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    data = {"train": [{"path": str(tmp_path / "rows.jsonl")}], "eval_fraction": 0.0}
+    with pytest.raises(ValueError, match="9 of 10 rows"):
+        dialogues.open_data(resolve({**TINY, "chat": {"each_answer": True}, "data": data}))
+
+
+def test_adapters_of_a_folder_stand_beside_their_own_base_alone(lora, folder, run, stage, tmp_path, capsys):
+    assert stage("convert", "--from", lora, "--to", tmp_path / "peft", "--adapters") == 0
+    other = tmp_path / "base"  # of the same name, and other weights
+    text = {"train": [{"path": str(folder / "text.txt")}], "workers": 1, "eval_fraction": 0.0}
+    config = write_config(tmp_path / "other.py", steps=1, seed=5, data=text)
+    assert stage("pretrain", "--config", config, "--workdir", other) == 0
+    assert run(tmp_path / "in", "--config.steps=1", init_from=str(other), model={}, peft={"init_from": str(tmp_path / "peft")}) == 2
+    assert "another" in capsys.readouterr().err
