@@ -90,6 +90,7 @@ class DialogueData:
             too_long=section.too_long,
             prefixes=self.prefixes(soft),
             turns=turns,
+            multiple=2 * config.parallel.context if config.parallel.context > 1 else 1,  # zigzag order
         )
 
     def shown(self, config: ConfigDict, step: int, row: int) -> tuple[Mapping[str, Any], Sequence[Sequence[str]] | None]:
