@@ -8,10 +8,6 @@ The text lies under data/ here: one plain file of Wikipedia articles and a folde
 
 from ml_collections import ConfigDict
 
-# By the compiler, not measured: see llama3_8b.py.
-PLANNED = {"topology": "v5e:2x2", "hbm_gb": 0.0, "sent_gb": 0.0, "step_seconds": 0.0}
-
-
 def get_config(arg: str = "") -> ConfigDict:
     """`:tiny` is the same in a few steps, for tests."""
     if arg not in ("", "tiny"):
