@@ -8,6 +8,7 @@ The text lies under data/ here: one plain file of Wikipedia articles and a folde
 
 from ml_collections import ConfigDict
 
+
 def get_config(arg: str = "") -> ConfigDict:
     """`:tiny` is the same in a few steps, for tests."""
     if arg not in ("", "tiny"):
