@@ -19,6 +19,8 @@ ONEDNN_FLAGS = "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_custom_c
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")  # packages that bring another backend
 MMAP_THRESHOLD = -3  # glibc's number of the option M_MMAP_THRESHOLD (malloc.h)
 ONEDNN_STEPS = 200  # from here on `onednn: auto` pays: the second switch keeps compiled programs out of the persistent cache
+# jax 0.12 starts collectives that do not wait for one another side by side; with 16 threads for 8 devices some never got one.
+FAKED_THREADS = "64"
 
 
 def on_cpu() -> bool:
@@ -56,8 +58,10 @@ def backend_flags(config: ConfigDict, trains: bool = True) -> str:
     wanted = config.onednn == "on" or (config.onednn == "auto" and trains and config.steps >= ONEDNN_STEPS)
     if wanted and "onednn" not in flags:
         flags = f"{ONEDNN_FLAGS} {flags}"
-    if "device_count" in flags and "collective_call_terminate" not in flags:  # faked devices wait for one another on few cores
-        flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    if "device_count" in flags:  # faked devices wait for one another on few cores, and each collective that waits holds a thread
+        os.environ.setdefault("NPROC", FAKED_THREADS)
+        if "collective_call_terminate" not in flags:
+            flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     os.environ["XLA_FLAGS"] = flags.strip()
     return "oneDNN" if "onednn" in flags else "no oneDNN"
 
