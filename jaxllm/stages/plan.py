@@ -199,14 +199,15 @@ def _search(config: ConfigDict, topology: topologies.Topology, limit: int, conso
         said = " ".join(f"{key}={value}" for key, value in choice.overrides.items())
         with console.status(f"Compiling {said} ..."):
             try:
-                (found,) = plan(resolve(config.to_dict(), choice.overrides), topology)
+                plans = plan(resolve(config.to_dict(), choice.overrides), topology)
             except ValueError as error:  # a size that the mesh does not divide, a policy that this slice has not
                 console.print(f"{said}: {error}", soft_wrap=True, markup=False)
                 return None
-        seconds = found.speed.step if found.speed else float("inf")
-        fits = f"fits, at least {seconds:.3g} s a step" if found.left >= 0 else "does not fit"
-        console.print(f"{said}: {found.used / 1e9:.1f} GB, {fits}", soft_wrap=True, markup=False)
-        return Outcome(found.left >= 0, seconds)
+        tightest = min(plans, key=lambda found: found.left)
+        seconds = plans[0].speed.step if plans[0].speed else float("inf")  # of the update
+        fits = f"fits, at least {seconds:.3g} s a step" if tightest.left >= 0 else f"{tightest.name} does not fit"
+        console.print(f"{said}: {tightest.used / 1e9:.1f} GB, {fits}", soft_wrap=True, markup=False)
+        return Outcome(tightest.left >= 0, seconds)
 
     tried, missed = search(choices(config, topology, shape, itemsize, _peak(mesh)), evaluate, limit, needs_less)
     if missed:
