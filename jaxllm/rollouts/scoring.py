@@ -14,7 +14,7 @@ from jaxllm.sampling.logits import Sampling, draw
 from jaxllm.sampling.noise import row_keys
 
 SCORED = ("tokens", "targets", "segments", "positions")  # of the rows, what a forward pass reads
-Critic = Callable[[Any, jax.Array], jax.Array]  # (parameters, hidden [B, T, D]) -> values [B, T], of the state after each token
+Critic = Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]  # (parameters, rows, hidden [B, T, D]) -> values [B, T]
 Place = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]  # rows as global arrays on the mesh
 
 
@@ -103,7 +103,7 @@ def _looked(
     hidden = forward(model, params, batch)
     found = {"log_probs": token_log_probs(model, params, hidden, batch["targets"], temperature)}
     if critic is not None:
-        found["values"] = critic(params, hidden)
+        found["values"] = critic(params, batch, hidden)
     return {name: jnp.where(batch["weights"] != 0, values, 0.0) for name, values in found.items()}
 
 

@@ -4,15 +4,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from jaxllm.losses.kl import ESTIMATORS
 from jaxllm.losses.policy import DENOMINATORS, LEVELS, SURROGATES
 from jaxllm.losses.terms import check_choice
-from jaxllm.models import heads
-from jaxllm.models.heads import Head
-from jaxllm.models.model import Model
 from jaxllm.rollouts.advantages import group_relative
 from jaxllm.rollouts.credit import Shape
 from jaxllm.rollouts.methods import METHODS, Method
@@ -80,17 +76,6 @@ def updates(config: ConfigDict) -> int:
 def has_critic(config: ConfigDict) -> bool:
     """Whether the method has one."""
     return method_of(config).advantages == NEEDS_CRITIC
-
-
-def head_of(config: ConfigDict, model: Model) -> Head | None:
-    """The critic, where the method has one: a linear map from the policy's own trunk to the value of a state."""
-    return Head(model.config.width, zero=True) if has_critic(config) else None
-
-
-def values_of(config: ConfigDict, model: Model) -> Callable[[Any, jax.Array], jax.Array] | None:
-    """(parameters, hidden [B, T, D]) -> values float32 [B, T]; None: there is no critic."""
-    head = head_of(config, model)
-    return None if head is None else lambda params, hidden: head.apply(heads.of(params), hidden)[..., 0, 0]
 
 
 def place_of_kl(config: ConfigDict) -> str:

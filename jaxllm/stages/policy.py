@@ -14,7 +14,9 @@ from jaxllm.losses.terms import Report, Term, trained
 from jaxllm.losses.value import value_loss, value_totals
 from jaxllm.models.model import Model
 from jaxllm.rollouts.scoring import forward, token_entropies, token_log_probs
-from jaxllm.stages.methods import check, estimator_of, method_of, place_of_kl, values_of
+from jaxllm.stages import critics, methods
+from jaxllm.stages.critics import values_of
+from jaxllm.stages.methods import estimator_of, method_of, place_of_kl
 from jaxllm.stages.prompted import asked_of
 from jaxllm.stages.recipe import Objective
 
@@ -37,6 +39,12 @@ class Rows(NamedTuple):
     hidden: jax.Array
     log_probs: jax.Array
     weights: jax.Array
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what cannot be trained, before anything is opened (ValueError)."""
+    methods.check(config)
+    critics.check(config)
 
 
 def objective(config: ConfigDict, model: Model) -> Objective:
@@ -96,7 +104,7 @@ def _summands(config: ConfigDict, model: Model) -> list[Summand]:
 
     def critic(rows: Rows):
         assert values is not None
-        found = values(rows.params, jax.lax.stop_gradient(rows.hidden) if section.value_detached else rows.hidden)
+        found = values(rows.params, rows.batch, jax.lax.stop_gradient(rows.hidden) if section.value_detached else rows.hidden)
         how = {"clip": section.value_clip or None, "coefficient": section.value_coefficient}
         return value_loss(found, rows.batch["old_values"], rows.batch["returns"], rows.weights, **how)
 

@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxllm.data.pipeline import FIELDS
+from jaxllm.models import heads
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.rows import make_global, rows_needed
 from jaxllm.rollouts.credit import credit
@@ -22,7 +23,7 @@ from jaxllm.rollouts.making import Made, Making, Plan, Weights
 from jaxllm.rollouts.rollout import Sampler
 from jaxllm.rollouts.scoring import Place, Scorer
 from jaxllm.rollouts.shaping import adaptive_kl
-from jaxllm.stages import door, inputs, methods, policy, pretrain, train
+from jaxllm.stages import critics, door, inputs, methods, policy, pretrain, train
 from jaxllm.stages.policy import TEXT
 from jaxllm.stages.prompted import PromptData, open_prompts
 from jaxllm.stages.recipe import Beside, Recipe
@@ -96,7 +97,7 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
         plan_of(config),
         data.prompts,
         sampler(temperature=section.temperature),
-        Scorer(model, section.temperature, place, config.batch_size // config.microbatches, methods.values_of(config, model)),
+        Scorer(model, section.temperature, place, config.batch_size // config.microbatches, critics.values_of(config, model)),
         rewards_of(config, asked, made.mesh),
         jax.jit(functools.partial(credit, method, methods.shape_of(config))),
         sampler(temperature=0.0) if method.advantages == "greedy" else None,
@@ -104,7 +105,7 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
 
     def weights(state: Any, frozen: Any) -> Weights:
         whole = made.tuned.whole(state.params, frozen)
-        return Weights(whole, unrolled(whole), frozen.get("reference", frozen.get("base")))
+        return Weights(whole, unrolled(heads.without(whole)), frozen.get("reference", frozen.get("base")))
 
     log = Log(folder, section.log_samples, Doctor(asked.max_new_tokens, hosts.say))
     return RolloutFeed(
@@ -204,12 +205,13 @@ def sample_record(made: Made, row: int) -> dict[str, Any]:
 
 def beside(config: ConfigDict, model: Any) -> Beside:
     """The reference, where the KL from it counts, and the critic, where there is one."""
-    return Beside(head=methods.head_of(config, model), reference=methods.compares(config))
+    head, begins = critics.head_of(config, model), critics.begins(config, model)
+    return Beside(head=head, reference=methods.compares(config), begins=begins, paced=critics.paced(config))
 
 
 def open_data(config: ConfigDict) -> PromptData:
     """See `prompted.open_prompts`; a mistake in the config is told before any file is read."""
-    methods.check(config)
+    policy.check(config)
     data = open_prompts(config)
     data.content = data.train_content = " ".join([data.train_content, *models_in(config)])
     return data

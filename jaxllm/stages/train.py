@@ -69,7 +69,7 @@ def state_options(config: ConfigDict) -> dict[str, Any]:
 def abstract_state(config: ConfigDict, tuned: Tuned, mesh: Any) -> states.TrainState:
     """The shapes of a run's state, and where they lie."""
     axes = tuned.axes()
-    return states.abstract(tuned.init(config), setup.optimizer(config, axes, tuned.still()), mesh, axes, **state_options(config))
+    return states.abstract(tuned.init(config), tuned.optimizer(config), mesh, axes, **state_options(config))
 
 
 def programs(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, tuple[Callable, tuple]]:
@@ -77,7 +77,7 @@ def programs(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, tuple[C
     check_batch(config, dict(mesh.shape))
     model = setup.model(config)
     tuned = tuning.make(config, model, beside=recipe.beside(config, model))
-    step = make_update(config, tuned, recipe.objective(config, model), setup.optimizer(config, tuned.axes(), tuned.still()))
+    step = make_update(config, tuned, recipe.objective(config, model), tuned.optimizer(config))
     arguments = abstract_state(config, tuned, mesh), tuned.abstract_frozen(mesh), abstract_batch(config, mesh, recipe)
     return {"train_step": (step, arguments)}
 
@@ -207,9 +207,7 @@ def build(config: ConfigDict, recipe: Recipe) -> Run:
     if (steps := data.steps(config, tuned.soft())) is not None:
         config = config.copy_and_resolve_references()
         config.steps = steps
-    return Run(
-        recipe, config, mesh, data, tuned, setup.optimizer(config, tuned.axes(), tuned.still()), recipe.objective(config, model), scorer
-    )
+    return Run(recipe, config, mesh, data, tuned, tuned.optimizer(config), recipe.objective(config, model), scorer)
 
 
 def check_soft(soft: Soft | None, tasks: Sequence[str]) -> None:
