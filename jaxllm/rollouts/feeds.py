@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxllm.data.mixtures import shuffle_key, shuffled
 from jaxllm.rollouts.doctor import entropy
-from jaxllm.rollouts.making import Buffer, Made, Making, Weights
+from jaxllm.rollouts.making import Buffer, Carry, Made, Making, Weights
 from jaxllm.rollouts.scoring import Place
 
 Controller = Callable[[np.float32, Made], np.float32]  # (coefficient, the rollout it was used in) -> the next one's
@@ -60,7 +60,7 @@ class RolloutFeed:
         self.rows = making.plan.num_prompts * making.plan.num_samples
         self.updates = self.rows * epochs // batch_size
         self.position, self._buffer = 0, None
-        self._coefficient = np.float32(coefficient)
+        self._carry = Carry(np.float32(coefficient), 0)
         self._first_entropy: float | None = None
 
     _buffer: Buffer | None
@@ -69,10 +69,11 @@ class RolloutFeed:
         """The next minibatch; where a rollout is served to its end, of a new one."""
         number, place = divmod(self.position, self.updates)
         if place == 0:
-            made = self._making(self._weights(state, frozen), number, self.position, self._coefficient)
+            made = self._making(self._weights(state, frozen), number, self.position, self._carry)
             self._watch(made, self.position, self._first_entropy)
             self._first_entropy = entropy(made) if self._first_entropy is None else self._first_entropy
-            self._buffer, self._coefficient = made.buffer, np.float32(self._controller(self._coefficient, made))
+            self._buffer = made.buffer
+            self._carry = made.carry._replace(coefficient=np.float32(self._controller(self._carry.coefficient, made)))
         assert self._buffer is not None
         chosen = self._order(number, place)
         batch = self._place(
@@ -92,14 +93,17 @@ class RolloutFeed:
         return shuffled(places, np.full(len(places), self.rows), keys)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the position, the coefficient, and the rollout that is being served."""
+        """What a checkpoint keeps: the position, what goes from rollout to rollout, and the rollout that is being served."""
         self._flush()
         buffer = None if self.position % self.updates == 0 else dict(self._buffer or {})
-        said = {"position": self.position, "first_entropy": self._first_entropy}
-        return said | {"coefficient": np.array(self._coefficient), "buffer": buffer}
+        said = {"position": self.position, "first_entropy": self._first_entropy, "prompts": self._carry.prompts}
+        return said | {"coefficient": np.array(self._carry.coefficient), "buffer": buffer}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Goes to where `state()` was taken."""
-        self.position, self._coefficient = int(saved["position"]), np.float32(saved["coefficient"])
+        self.position = int(saved["position"])
+        started = -(-self.position // self.updates)
+        prompts = saved.get("prompts", started * self._making.plan.num_prompts)  # older checkpoints do not say it
+        self._carry = Carry(np.float32(saved["coefficient"]), int(prompts))
         self._first_entropy = saved["first_entropy"]
         self._buffer = None if saved["buffer"] is None else {name: np.asarray(values) for name, values in saved["buffer"].items()}

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxllm.parallel import hosts
+from jaxllm.rollouts.resampling import Judged, resample
 from jaxllm.rollouts.rewards import Answer, Rewarded, Rewards
 from jaxllm.rollouts.rollout import Prompt, Sampler, Samples, drawn, rows_of
 from jaxllm.rollouts.scoring import Scorer
@@ -26,6 +27,7 @@ class Plan(NamedTuple):
       compares: whether the reference says its own.
       check_every: rollouts between two comparisons of the draws with the training graph's; 0: never.
       seed: of the run.
+      tries: how often a prompt whose samples all have one reward gives way to the next one, see `resampling`.
     """
 
     num_prompts: int
@@ -35,6 +37,7 @@ class Plan(NamedTuple):
     compares: bool
     check_every: int
     seed: int
+    tries: int = 0
 
 
 class Weights(NamedTuple):
@@ -51,6 +54,18 @@ class Weights(NamedTuple):
     reference: Any
 
 
+class Carry(NamedTuple):
+    """What goes from one rollout to the next, and into checkpoints between them.
+
+    Attributes:
+      coefficient: of the KL.
+      prompts: drawn so far.
+    """
+
+    coefficient: np.float32
+    prompts: int
+
+
 class Made(NamedTuple):
     """A rollout.
 
@@ -59,16 +74,18 @@ class Made(NamedTuple):
       samples: the completions; gone after a resume.
       rewarded: what they are worth.
       seconds: by kind of work.
+      carry: to the next one.
     """
 
     buffer: Buffer
     samples: Samples
     rewarded: Rewarded
     seconds: dict[str, float]
+    carry: Carry
 
 
 class Making:
-    """Makes rollouts; a pure function of (weights, step, coefficient).
+    """Makes rollouts; a pure function of (weights, step, carry).
 
     Args:
       plan: its sizes.
@@ -93,31 +110,51 @@ class Making:
         self.plan, self.prompts, self.sampler, self.scorer = plan, prompts, sampler, scorer
         self.rewards, self.credit, self.greedy = rewards, credit, greedy
 
-    def __call__(self, weights: Weights, number: int, step: int, coefficient: np.float32) -> Made:
-        """Rollout `number`, made at `step`, with the present coefficient of the KL."""
-        plan, clock = self.plan, _Clock()
-        chosen = drawn(plan.seed, number * plan.num_prompts, plan.num_prompts, len(self.prompts))
-        prompts = [self.prompts[i] for i in chosen]
-        samples = self.sampler(weights.decoder, prompts, plan.num_samples, step)
-        likeliest = self.greedy(weights.decoder, prompts, 1, step) if self.greedy else None
-        clock.spent("sample")
+    def __call__(self, weights: Weights, number: int, step: int, carry: Carry) -> Made:
+        """Rollout `number`, with the noise of `step`."""
+        plan, clock, prompts = self.plan, _Clock(), carry.prompts
+
+        def draw(places: np.ndarray, attempt: int) -> Judged:
+            nonlocal prompts
+            prompts += len(places)
+            return self._judged(weights, prompts - len(places), places, attempt, step, clock)
+
+        (samples, rewarded), thrown = resample(draw(np.arange(plan.num_prompts), 0), draw, plan.tries)
         rows = rows_of(samples, plan.sequence_length)
-        looked = self._looked(weights, rows, number, step)
+        looked = self._looked(weights, {**rows, "row": samples.ids}, number, step)
         clock.spent("score")
-        rewarded = judged(self.rewards, samples.answers, samples.groups)
         known: dict[str, Any] = {"weights": rows["weights"], "scores": rewarded.total.astype(np.float32), "groups": samples.groups}
-        known |= {"ended": np.array([done.stopped for done in samples.finished]), "coefficient": coefficient, **looked}
-        if likeliest is not None:
-            baseline = judged(self.rewards, likeliest.answers, np.arange(len(prompts), dtype=np.int32)).total
-            known["greedy"] = np.repeat(baseline.astype(np.float32), plan.num_samples)
-        clock.spent("reward")
+        known |= {"ended": np.array([done.stopped for done in samples.finished]), "coefficient": carry.coefficient, **looked}
+        if self.greedy:
+            known["greedy"] = self._greedy(self.greedy, weights, samples.prompts[:: plan.num_samples], step, clock)
         found = jax.device_get(self.credit({name: value for name, value in known.items() if name != "others"}))
         buffer = {**rows, **{name: found[name] for name in ("weights", "advantages", "returns") if name in found}}
         if "log_probs" in looked:
             buffer["old"] = looked["log_probs"]
         buffer |= {"reference": looked["reference"]} if "reference" in looked else {}
         buffer |= {"old_values": looked["values"]} if "values" in looked else {}
-        return Made(buffer | _statistics(rows, known, found, rewarded, plan), samples, rewarded, clock.seconds)
+        known["resampled"] = np.repeat(thrown, plan.num_samples)
+        after = carry._replace(prompts=prompts)
+        return Made(buffer | _statistics(rows, known, found, rewarded, plan), samples, rewarded, clock.seconds, after)
+
+    def _judged(self, weights: Weights, first: int, places: np.ndarray, attempt: int, step: int, clock: "_Clock") -> Judged:
+        """Groups of the prompts from number `first` on, to stand in these places; every attempt has noise of its own."""
+        plan = self.plan
+        chosen = drawn(plan.seed, first, len(places), len(self.prompts))
+        ids = (attempt * plan.num_prompts + places[:, None]) * plan.num_samples + np.arange(plan.num_samples)
+        samples = self.sampler(weights.decoder, [self.prompts[i] for i in chosen], plan.num_samples, step, ids)
+        clock.spent("sample")
+        found = Judged(samples, judged(self.rewards, samples.answers, samples.groups))
+        clock.spent("reward")
+        return found
+
+    def _greedy(self, greedy: Sampler, weights: Weights, prompts: Sequence[Prompt], step: int, clock: "_Clock") -> np.ndarray:
+        """The rewards of the likeliest completion of each prompt, float32, for each of its samples."""
+        likeliest = greedy(weights.decoder, prompts, 1, step)
+        clock.spent("sample")
+        baseline = judged(self.rewards, likeliest.answers, likeliest.groups).total
+        clock.spent("reward")
+        return np.repeat(baseline.astype(np.float32), self.plan.num_samples)
 
     def _looked(self, weights: Weights, rows: Mapping[str, np.ndarray], number: int, step: int) -> dict[str, np.ndarray]:
         """What the training graph says of the rows, [R, T] each."""
@@ -140,7 +177,7 @@ class _Clock:
 
     def spent(self, kind: str) -> None:
         now = time.monotonic()
-        self.seconds[kind], self._mark = now - self._mark, now
+        self.seconds[kind], self._mark = self.seconds.get(kind, 0.0) + now - self._mark, now
 
 
 def judged(rewards: Rewards, answers: Sequence[Answer], groups: np.ndarray) -> Rewarded:
@@ -167,6 +204,8 @@ def _statistics(
         said["kl_sequence"] = np.where(np.isfinite(rewarded.total), found["divergence"], np.nan)
     if "explained_variance" in found:
         said["explained_variance"] = np.full(len(tokens), found["explained_variance"])
+    if plan.tries:
+        said["resampled"] = known["resampled"]
     if plan.check_every:
         said["coupled_mismatch"] = known["others"].sum(1) / tokens if "others" in known else np.full(len(tokens), np.nan)
     return {f"stat_{name}": np.asarray(values, np.float32) for name, values in said.items()}

@@ -78,16 +78,17 @@ class Scorer:
 
         Args:
           params: the policy's, as sampled.
-          rows: a rollout, in the order of the samples' ids.
+          rows: a rollout; "row" are the samples' ids, without it their places.
           key: of the rollout's draws.
         """
         return self._each(lambda batch: self._others(params, batch, key), rows)
 
     def _each(self, function: Callable[[dict[str, jax.Array]], Any], rows: Mapping[str, np.ndarray]) -> Any:
         count, found = len(rows["tokens"]), []
+        ids = rows.get("row", np.arange(count, dtype=np.int32))
         for start in range(0, count, self.rows):
             part = {name: rows[name][start : start + self.rows] for name in (*SCORED, "weights")}
-            part["row"] = np.arange(start, start + self.rows, dtype=np.int32)
+            part["row"] = ids[start : start + self.rows]
             found.append(function(self._place(part)))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
 

@@ -233,6 +233,9 @@ ROLLOUT: dict[str, Key] = {
     "rollout.prompts": Key(8, int, "prompts of a rollout"),
     "rollout.samples_per_prompt": Key(8, int, "completions of each prompt"),
     "rollout.epochs": Key(1, int, "how often each completion is trained on; prompts * samples * epochs / batch_size updates a rollout"),
+    "rollout.resample": Key(
+        None, int, "times that a prompt whose samples all have one reward gives way to the next (none: 3 with dapo, else 0)"
+    ),
     "rollout.max_new_tokens": Key(None, int, "tokens of a completion at most (none: the task's own number)"),
     "rollout.temperature": Key(1.0, float, "of the draws; all log-probabilities are taken at it"),
     "rollout.stop": Key(None, list, "texts that end a completion (none: the task's own)"),

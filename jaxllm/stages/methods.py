@@ -19,6 +19,7 @@ KL_PLACES = ("reward", "loss", "none")
 CONTROLLERS = ("fixed", "adaptive")
 GROUPED = ("group_relative", "leave_one_out", "group_mean", "best")  # advantages that compare samples of one prompt
 NEEDS_CRITIC = "gae"
+RESAMPLES = 3  # times, where a method drops groups of equal rewards
 
 
 def method_of(config: ConfigDict) -> Method:
@@ -73,6 +74,23 @@ def updates(config: ConfigDict) -> int:
     return rows * section.epochs // config.batch_size
 
 
+def tries(config: ConfigDict) -> int:
+    """How often a prompt whose samples all have one reward gives way to the next.
+
+    Raises:
+      ValueError: no number of times; samples that are not compared.
+    """
+    method, said = method_of(config), config.rollout.resample
+    if said is not None and said < 0:
+        raise ValueError(f"rollout.resample={said} is not a number of times. Give 0 or more; 3 is usual.")
+    if said and method.advantages not in GROUPED:
+        raise ValueError(
+            f"rollout.resample={said} is for samples of one prompt that are compared, and rl.method={config.rl.method!r} compares none."
+            " Leave it out, or choose dapo or grpo."
+        )
+    return said if said is not None else RESAMPLES if method.drop_uninformative else 0
+
+
 def has_critic(config: ConfigDict) -> bool:
     """Whether the method has one."""
     return method_of(config).advantages == NEEDS_CRITIC
@@ -122,6 +140,7 @@ def check(config: ConfigDict) -> None:
     check_choice("rl.missing_end_how", section.missing_end_how, MISSING_END)
     check_choice("rl.reward_rule", section.reward_rule, RULES)
     method = method_of(config)
+    tries(config)
     if section.kl_coefficient and method.kl == "none":
         raise ValueError(
             f"rl.kl_coefficient={section.kl_coefficient} and rl.method={section.method!r} has no KL. Set rl.kl: reward or loss."

@@ -58,7 +58,7 @@ class PromptRows:
         self._drawn = section.prompts
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each prompt has been asked."""
+        """How often each prompt has been asked, those that came in place of others (`rollout.resample`) aside."""
         return {"prompts": -(-step // self._updates) * self._drawn / self._num_prompts}
 
 

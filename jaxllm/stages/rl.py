@@ -40,6 +40,7 @@ def statistic_names(config: ConfigDict) -> list[str]:
     found += ["kl_coefficient"] if methods.compares(config) else []
     found += ["kl_sequence"] if methods.compares(config) and methods.rescores(config) else []
     found += ["explained_variance"] if methods.has_critic(config) else []
+    found += ["resampled"] if methods.tries(config) else []
     return found + (["coupled_mismatch"] if config.rollout.check_every else [])
 
 
@@ -127,7 +128,7 @@ def plan_of(config: ConfigDict) -> Plan:
     """The sizes of rollouts."""
     section, looks = config.rollout, {"rescores": methods.rescores(config), "compares": methods.compares(config)}
     sizes = {"num_prompts": section.prompts, "num_samples": section.samples_per_prompt, "sequence_length": config.sequence_length}
-    return Plan(**sizes, **looks, check_every=section.check_every, seed=config.seed)
+    return Plan(**sizes, **looks, check_every=section.check_every, seed=config.seed, tries=methods.tries(config))
 
 
 def controller_of(config: ConfigDict) -> Controller:

@@ -21,7 +21,7 @@ def test_prompts_come_once_an_epoch_whatever_the_rollout():
 def test_rows_are_the_very_tokens():
     prompts = [Prompt("ab", np.array([5, 6], np.int32), {}), Prompt("c", np.array([7], np.int32), {})]
     finished = [Finished(0, [8, 0, 9], [-1.0, -2.0, -3.0], [-1.5, -2.5, -3.5], True), Finished(1, [4], [-1.0], [-1.0], False)]
-    rows = rows_of(Samples(prompts, np.array([0, 1]), finished, []), 6)
+    rows = rows_of(Samples(prompts, np.array([0, 1]), finished, [], np.arange(2)), 6)
     assert rows["tokens"].tolist() == [[5, 6, 8, 0, 9, 0], [7, 4, 0, 0, 0, 0]]  # trap 5: a sampled 0 is a token like any other
     assert rows["targets"].tolist() == [[6, 8, 0, 9, 0, 0], [4, 0, 0, 0, 0, 0]]
     assert rows["weights"].tolist() == [[0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
@@ -38,7 +38,7 @@ def rollout(rewards, tokens=None, truncated=None, identical=None, kl=None, entro
     buffer = {f"stat_{name}": np.asarray(values, np.float32) for name, values in columns.items()}
     buffer |= {"sampler": -entropy * tokens[:, None], "weights": np.full((count, 1), weights)}
     answers = [Answer("p", "text", {}, np.arange(3), True)] * count
-    return Made(buffer, Samples([], np.arange(count) // 4, [], answers), Rewarded(np.array(rewards), {}, []), {})
+    return Made(buffer, Samples([], np.arange(count) // 4, [], answers, np.arange(count)), Rewarded(np.array(rewards), {}, []), {}, None)
 
 
 DRAWN = np.random.default_rng(0)
