@@ -8,6 +8,7 @@ import numpy as np
 from jaxllm.data.mixtures import shuffle_key, shuffled
 from jaxllm.rollouts.doctor import entropy
 from jaxllm.rollouts.making import Buffer, Carry, Made, Making, Weights
+from jaxllm.rollouts.rules import NOTHING
 from jaxllm.rollouts.scoring import Place
 
 Controller = Callable[[np.float32, Made], np.float32]  # (coefficient, the rollout it was used in) -> the next one's
@@ -60,7 +61,7 @@ class RolloutFeed:
         self.rows = making.plan.num_prompts * making.plan.num_samples
         self.updates = self.rows * epochs // batch_size
         self.position, self._buffer = 0, None
-        self._carry = Carry(np.float32(coefficient), 0)
+        self._carry = Carry(np.float32(coefficient), 0, {})
         self._first_entropy: float | None = None
 
     _buffer: Buffer | None
@@ -96,7 +97,8 @@ class RolloutFeed:
         """What a checkpoint keeps: the position, what goes from rollout to rollout, and the rollout that is being served."""
         self._flush()
         buffer = None if self.position % self.updates == 0 else dict(self._buffer or {})
-        said = {"position": self.position, "first_entropy": self._first_entropy, "prompts": self._carry.prompts}
+        said: dict[str, Any] = {"position": self.position, "first_entropy": self._first_entropy, "prompts": self._carry.prompts}
+        said |= {"rewards": self._carry.rewards, "returns": list(self._carry.returns)}
         return said | {"coefficient": np.array(self._carry.coefficient), "buffer": buffer}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -104,6 +106,6 @@ class RolloutFeed:
         self.position = int(saved["position"])
         started = -(-self.position // self.updates)
         prompts = saved.get("prompts", started * self._making.plan.num_prompts)  # older checkpoints do not say it
-        self._carry = Carry(np.float32(saved["coefficient"]), int(prompts))
+        self._carry = Carry(np.float32(saved["coefficient"]), int(prompts), saved.get("rewards", {}), tuple(saved.get("returns", NOTHING)))
         self._first_entropy = saved["first_entropy"]
         self._buffer = None if saved["buffer"] is None else {name: np.asarray(values) for name, values in saved["buffer"].items()}

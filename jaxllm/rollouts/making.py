@@ -11,6 +11,7 @@ from jaxllm.parallel import hosts
 from jaxllm.rollouts.resampling import Judged, resample
 from jaxllm.rollouts.rewards import Answer, Rewarded, Rewards
 from jaxllm.rollouts.rollout import Prompt, Sampler, Samples, drawn, rows_of
+from jaxllm.rollouts.rules import NOTHING, Memory
 from jaxllm.rollouts.scoring import Scorer
 
 Buffer = dict[str, np.ndarray]  # [R, ...] each, ordered by sample id
@@ -60,10 +61,14 @@ class Carry(NamedTuple):
     Attributes:
       coefficient: of the KL.
       prompts: drawn so far.
+      rewards: what the rule of rewards remembers.
+      returns: number, mean and sum of squared distances from it of the returns of tokens so far; see `credit.returns_scale`.
     """
 
     coefficient: np.float32
     prompts: int
+    rewards: Memory
+    returns: tuple[float, ...] = NOTHING
 
 
 class Made(NamedTuple):
@@ -117,16 +122,18 @@ class Making:
         def draw(places: np.ndarray, attempt: int) -> Judged:
             nonlocal prompts
             prompts += len(places)
-            return self._judged(weights, prompts - len(places), places, attempt, step, clock)
+            return self._judged(weights, prompts - len(places), places, attempt, step, carry.rewards, clock)
 
         (samples, rewarded), thrown = resample(draw(np.arange(plan.num_prompts), 0), draw, plan.tries)
+        rewarded = rewarded._replace(total=self.rewards.join(rewarded.parts, samples.groups, carry.rewards))  # one scale for all of it
         rows = rows_of(samples, plan.sequence_length)
         looked = self._looked(weights, {**rows, "row": samples.ids}, number, step)
         clock.spent("score")
         known: dict[str, Any] = {"weights": rows["weights"], "scores": rewarded.total.astype(np.float32), "groups": samples.groups}
         known |= {"ended": np.array([done.stopped for done in samples.finished]), "coefficient": carry.coefficient, **looked}
+        known["returns_seen"] = np.array(carry.returns, np.float32)
         if self.greedy:
-            known["greedy"] = self._greedy(self.greedy, weights, samples.prompts[:: plan.num_samples], step, clock)
+            known["greedy"] = self._greedy(self.greedy, weights, samples.prompts[:: plan.num_samples], step, carry.rewards, clock)
         found = jax.device_get(self.credit({name: value for name, value in known.items() if name != "others"}))
         buffer = {**rows, **{name: found[name] for name in ("weights", "advantages", "returns") if name in found}}
         if "log_probs" in looked:
@@ -134,25 +141,30 @@ class Making:
         buffer |= {"reference": looked["reference"]} if "reference" in looked else {}
         buffer |= {"old_values": looked["values"]} if "values" in looked else {}
         known["resampled"] = np.repeat(thrown, plan.num_samples)
-        after = carry._replace(prompts=prompts)
+        known["says"] = self.rewards.says(carry.rewards)
+        after = carry._replace(prompts=prompts, rewards=self.rewards.learnt(carry.rewards, rewarded.parts))
+        if "returns_seen" in found:
+            after = after._replace(returns=tuple(map(float, found["returns_seen"])))
         return Made(buffer | _statistics(rows, known, found, rewarded, plan), samples, rewarded, clock.seconds, after)
 
-    def _judged(self, weights: Weights, first: int, places: np.ndarray, attempt: int, step: int, clock: "_Clock") -> Judged:
+    def _judged(self, weights: Weights, first: int, places: np.ndarray, attempt: int, step: int, memory: Memory, clock: "_Clock") -> Judged:
         """Groups of the prompts from number `first` on, to stand in these places; every attempt has noise of its own."""
         plan = self.plan
         chosen = drawn(plan.seed, first, len(places), len(self.prompts))
         ids = (attempt * plan.num_prompts + places[:, None]) * plan.num_samples + np.arange(plan.num_samples)
         samples = self.sampler(weights.decoder, [self.prompts[i] for i in chosen], plan.num_samples, step, ids)
         clock.spent("sample")
-        found = Judged(samples, judged(self.rewards, samples.answers, samples.groups))
+        found = Judged(samples, judged(self.rewards, samples.answers, samples.groups, memory))
         clock.spent("reward")
         return found
 
-    def _greedy(self, greedy: Sampler, weights: Weights, prompts: Sequence[Prompt], step: int, clock: "_Clock") -> np.ndarray:
+    def _greedy(
+        self, greedy: Sampler, weights: Weights, prompts: Sequence[Prompt], step: int, memory: Memory, clock: "_Clock"
+    ) -> np.ndarray:
         """The rewards of the likeliest completion of each prompt, float32, for each of its samples."""
         likeliest = greedy(weights.decoder, prompts, 1, step)
         clock.spent("sample")
-        baseline = judged(self.rewards, likeliest.answers, likeliest.groups).total
+        baseline = judged(self.rewards, likeliest.answers, likeliest.groups, memory).total
         clock.spent("reward")
         return np.repeat(baseline.astype(np.float32), self.plan.num_samples)
 
@@ -180,11 +192,11 @@ class _Clock:
         self.seconds[kind], self._mark = self.seconds.get(kind, 0.0) + now - self._mark, now
 
 
-def judged(rewards: Rewards, answers: Sequence[Answer], groups: np.ndarray) -> Rewarded:
+def judged(rewards: Rewards, answers: Sequence[Answer], groups: np.ndarray, memory: Memory) -> Rewarded:
     """The rewards as the first process finds them, in every process: nobody promises that a judge says the same twice."""
     said = None
     if hosts.is_first() or rewards.everywhere:
-        found = rewards(answers, groups)
+        found = rewards(answers, groups, memory)
         said = [found.total.tolist(), {name: values.tolist() for name, values in found.parts.items()}, found.problems]
     total, parts, problems = hosts.tell(hosts.fresh("rewards"), said)
     return Rewarded(np.array(total), {name: np.array(values) for name, values in parts.items()}, problems)
@@ -198,6 +210,9 @@ def _statistics(
     said: dict[str, Any] = {"reward": rewarded.total, **{f"reward_{name}": values for name, values in rewarded.parts.items()}}
     said |= {"completion_tokens": tokens, "truncated": ~known["ended"], "identical": found["identical"]}
     said |= {"unscored": ~np.isfinite(rewarded.total), "untrained": found["weights"].sum(1) == 0}
+    said |= {name: np.full(len(tokens), value) for name, value in known["says"].items()}
+    if "returns_scale" in found:
+        said["returns_scale"] = np.full(len(tokens), found["returns_scale"])
     if "reference" in known:
         said["kl_coefficient"] = np.full(len(tokens), known["coefficient"])
     if "log_probs" in known and "reference" in known:

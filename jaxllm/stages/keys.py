@@ -248,7 +248,9 @@ ROLLOUT: dict[str, Key] = {
 RL: dict[str, Key] = {
     "rl.method": Key("grpo", str, "ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, reinforce_plus_plus, remax, raft, ..."),
     "rl.rewards": Key([], list, "parts of the reward: a list of {kind, name, weight, ...} (none: the task's own score, or exact)"),
-    "rl.reward_rule": Key("sum", str, "how parts become one number: sum, normalised_sum, product"),
+    "rl.reward_rule": Key("sum", str, "how parts become one number: sum, normalised_sum (by group), running_sum, product, constraint"),
+    "rl.multiplier": Key(1.0, float, "constraint: what the multiplier of each bound (at_least, at_most of a part) begins as"),
+    "rl.multiplier_rate": Key(0.1, float, "constraint: how fast multipliers learn, a rollout; 0: they stay"),
     "rl.kl": Key(None, str, "where the KL from the start goes: reward, loss, none (none given: as the method has it)"),
     "rl.kl_coefficient": Key(0.0, float, "its factor; 0: there is none, and no reference is kept"),
     "rl.kl_estimator": Key(None, str, "k1, k2, k3 (none: k1 in the reward, k3 in the loss)"),
@@ -263,6 +265,7 @@ RL: dict[str, Key] = {
     "rl.scale": Key({}, dict, "advantages by group: scale (group, batch, none), ddof, eps"),
     "rl.whiten": Key(None, bool, "advantages over the rollout's tokens get mean 0 and deviation 1 (none: as the method has it)"),
     "rl.whiten_rewards": Key(False, bool, "rewards of tokens are divided by their deviation"),
+    "rl.normalise_returns": Key(False, bool, "rewards of tokens are divided by the deviation of the returns that the run has seen"),
     "rl.discount": Key(1.0, float, "of rewards a token later"),
     "rl.decay": Key(0.95, float, "lambda of GAE"),
     "rl.critic": Key("shared", str, "ppo: a head on the policy's trunk (shared), or a model of its own that begins as the policy (own)"),

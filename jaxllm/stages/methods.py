@@ -12,7 +12,7 @@ from jaxllm.losses.terms import check_choice
 from jaxllm.rollouts.advantages import group_relative
 from jaxllm.rollouts.credit import Shape
 from jaxllm.rollouts.methods import METHODS, Method
-from jaxllm.rollouts.rewards import RULES
+from jaxllm.rollouts.rules import RULES
 from jaxllm.rollouts.shaping import MISSING_END
 
 KL_PLACES = ("reward", "loss", "none")
@@ -124,7 +124,7 @@ def estimator_of(config: ConfigDict) -> str:
 def shape_of(config: ConfigDict) -> Shape:
     """What is done to rewards."""
     section = config.rl
-    names = ("discount", "decay", "missing_end", "missing_end_how", "mask_truncated", "whiten_rewards")
+    names = ("discount", "decay", "missing_end", "missing_end_how", "mask_truncated", "whiten_rewards", "normalise_returns")
     return Shape(estimator=estimator_of(config), **{name: section[name] for name in names})
 
 
@@ -157,5 +157,9 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"rollout.temperature={config.rollout.temperature} draws nothing. Give a number above 0; 1 is usual.")
     if config.parallel.context not in (1, -1):
         raise ValueError(f"parallel.context={config.parallel.context} is not supported in rl yet. Set it to 1; use fsdp or tensor.")
-    if method.advantages == "greedy" and section.reward_rule == "normalised_sum":
-        raise ValueError("rl.reward_rule='normalised_sum' leaves nothing of one greedy completion. Choose sum or product with remax.")
+    if method.advantages == "greedy" and section.reward_rule in ("normalised_sum", "running_sum"):
+        raise ValueError(f"rl.reward_rule={section.reward_rule!r} puts one greedy completion on another scale. Choose sum with remax.")
+    if section.normalise_returns and method.advantages in (*GROUPED, "greedy"):
+        raise ValueError(f"rl.normalise_returns=True and rl.method={section.method!r} has no returns of tokens. Choose ppo or reinforce.")
+    if section.normalise_returns and section.whiten_rewards:
+        raise ValueError("rl.normalise_returns=True and rl.whiten_rewards=True divide the same rewards. Choose one.")

@@ -36,7 +36,9 @@ SAMPLES = "samples.jsonl"
 
 def statistic_names(config: ConfigDict) -> list[str]:
     """What every row of a batch says of its sample."""
-    found = [*STATISTICS, *(f"reward_{name}" for name in rewards_of(config, None).names)]
+    rewards = rewards_of(config, None)
+    found = [*STATISTICS, *(f"reward_{name}" for name in rewards.names), *rewards.says({})]
+    found += ["returns_scale"] if config.rl.normalise_returns else []
     found += ["kl_coefficient"] if methods.compares(config) else []
     found += ["kl_sequence"] if methods.compares(config) and methods.rescores(config) else []
     found += ["explained_variance"] if methods.has_critic(config) else []

@@ -2,9 +2,12 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
+from jaxllm.stages import rl, train
+from jaxllm.stages.config import resolve
 from tests.stages import rl_session
 from tests.stages.rl_session import Session, saved_and_loaded
 
@@ -20,6 +23,7 @@ def settings(tmp_path_factory):
     rl_session.write(folder)
     (folder / "coarse.py").write_text(COARSE)
     rewards = [{"kind": "function", "path": f"{folder}/coarse.py:coarse", "name": "coarse"}]
+    rewards += [{"kind": "function", "path": f"{folder}/reward.py:share", "name": "share", **SAYS}]
     return functools.partial(rl_session.settings_in, folder, rl__rewards=rewards)
 
 
@@ -29,8 +33,25 @@ def kept():
     return {}
 
 
+SAYS = {"at_least": 0.5}
+CONSTRAINT = {"rl__reward_rule": "constraint", "rl__multiplier_rate": 0.5}
 CASES = {
-    "resampled": {"rl__method": "dapo", "rollout__resample": 2, "batch_size": 16, "rollout__prompts": 8, "rollout__samples_per_prompt": 4},
+    "resampled": {
+        "rl__method": "dapo",
+        "rollout__resample": 2,
+        "batch_size": 16,
+        "rollout__prompts": 8,
+        "rollout__samples_per_prompt": 4,
+        **CONSTRAINT,
+    },
+    "critic": {
+        "rl__method": "ppo",
+        "rl__critic": "own",
+        "rl__critic_warmup": 3,
+        "rl__normalise_returns": True,
+        "batch_size": 16,
+        **CONSTRAINT,
+    },
 }
 
 
@@ -61,8 +82,12 @@ def test_stopped_and_resumed_is_never_stopped(name, settings, kept, tmp_path):
 def test_dull_groups_gave_way_and_what_stayed_is_the_policys_own(settings, kept, tmp_path):
     whole = whole_run(kept, settings, "resampled", tmp_path)
     assert sum(report["resampled"] for report in whole.reports) > 0.5 and whole.feed._carry.prompts > 4 * 8
-    plain = Session(settings(**{**CASES["resampled"], "rollout__resample": 0}), tmp_path).run(1)
-    assert whole.reports[0]["identical"] < plain.reports[0]["identical"]
+    plain = Session(settings(**{**CASES["resampled"], "rollout__resample": 0}), tmp_path)
+    with jax.set_mesh(plain.made.mesh):
+        unsorted = plain.feed(plain.state, plain.frozen)["stat_identical"].mean()
+    assert whole.batches[0]["stat_identical"].mean() < unsorted
     assert all(report["coupled_mismatch"] == 0 for report in whole.reports)
+    multipliers = [report["multiplier_share"] for report in whole.reports]
+    assert multipliers[0] == multipliers[1] == 1 != multipliers[2] == multipliers[3] and min(multipliers) > 0
     with pytest.raises(ValueError, match="compares none"):
-        Session(settings(rl__method="ppo", rollout__resample=1), tmp_path)
+        train.build(resolve(settings(rl__method="ppo", rollout__resample=1, **CONSTRAINT)), rl.RECIPE)
