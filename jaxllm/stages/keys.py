@@ -233,6 +233,9 @@ ROLLOUT: dict[str, Key] = {
     "rollout.prompts": Key(8, int, "prompts of a rollout"),
     "rollout.samples_per_prompt": Key(8, int, "completions of each prompt"),
     "rollout.epochs": Key(1, int, "how often each completion is trained on; prompts * samples * epochs / batch_size updates a rollout"),
+    "rollout.lag": Key(0, int, "updates by which the weights that sample are behind: rollouts are made that much before their turn"),
+    "rollout.replay": Key(0, int, "rollouts before the present one that batches draw from again"),
+    "rollout.replay_share": Key(0.0, float, "share of each batch that is drawn so"),
     "rollout.resample": Key(
         None, int, "times that a prompt whose samples all have one reward gives way to the next (none: 3 with dapo, else 0)"
     ),

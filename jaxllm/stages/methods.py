@@ -42,10 +42,11 @@ def method_of(config: ConfigDict) -> Method:
             f"rl.method={section.method!r} compares samples of one prompt, and rollout.samples_per_prompt="
             f"{config.rollout.samples_per_prompt}. Give 2 or more, or choose reinforce, reinforce_plus_plus or remax."
         )
-    if method.surrogate == "reinforce" and updates(config) > 1:
+    if method.surrogate == "reinforce" and not section.importance_cap and (updates(config) > 1 or is_stale(config)):
         raise ValueError(
-            f"rl.method={section.method!r} has no ratio, so its samples serve one update, and here a rollout is {updates(config)}. Set"
-            " batch_size to rollout.prompts * rollout.samples_per_prompt and rollout.epochs to 1."
+            f"rl.method={section.method!r} has no ratio, so its samples serve one update of the policy that drew them, and here a rollout"
+            f" is {updates(config)} (rollout.lag={config.rollout.lag}, rollout.replay={config.rollout.replay}). Set batch_size to"
+            " rollout.prompts * rollout.samples_per_prompt, rollout.epochs to 1 and no lag or replay, or rl.importance_cap to 2, say."
         )
     given = {"options": section.options.to_dict(), "scale": section.scale.to_dict()}
     taken: dict[str, Callable[..., Any]] = {"options": SURROGATES[method.surrogate], "scale": group_relative}
@@ -64,14 +65,42 @@ def updates(config: ConfigDict) -> int:
     Raises:
       ValueError: rows do not divide.
     """
-    section = config.rollout
+    section, fresh = config.rollout, config.batch_size - replayed(config)
     rows = section.prompts * section.samples_per_prompt
-    if rows % config.batch_size:
+    if rows % fresh:
         raise ValueError(
             f"rollout.prompts={section.prompts} x rollout.samples_per_prompt={section.samples_per_prompt} = {rows} completions do not"
-            f" divide into batches of batch_size={config.batch_size}. Choose a batch_size that divides {rows}."
+            f" divide into batches of batch_size={config.batch_size}{f' with {fresh} new ones each' if replayed(config) else ''}. Choose a"
+            f" number that divides {rows}."
         )
-    return rows * section.epochs // config.batch_size
+    return rows * section.epochs // fresh
+
+
+def replayed(config: ConfigDict) -> int:
+    """Rows of a batch that are drawn from earlier rollouts.
+
+    Raises:
+      ValueError: a share that is no number of rows, or of no rollouts.
+    """
+    section = config.rollout
+    share, rows = section.replay_share, section.replay_share * config.batch_size
+    if min(section.lag, section.replay) < 0:
+        raise ValueError(
+            f"rollout.lag={section.lag} and rollout.replay={section.replay} are numbers of steps and rollouts. Give 0 or more."
+        )
+    if bool(section.replay) != bool(share):
+        raise ValueError(f"rollout.replay={section.replay} and rollout.replay_share={share}: give both, or neither.")
+    if not 0 <= share < 1 or abs(rows - round(rows)) > 1e-6:
+        raise ValueError(
+            f"rollout.replay_share={share} of batch_size={config.batch_size} is {rows:g} rows. Give a share from 0 to below 1 that is a"
+            " whole number of rows: 0.25, say."
+        )
+    return round(rows)
+
+
+def is_stale(config: ConfigDict) -> bool:
+    """Whether samples are trained on that an older policy drew."""
+    return config.rollout.lag > 0 or config.rollout.replay > 0
 
 
 def tries(config: ConfigDict) -> int:
@@ -111,6 +140,7 @@ def rescores(config: ConfigDict) -> bool:
     return (
         has_critic(config)
         or updates(config) > 1
+        or is_stale(config)
         or place_of_kl(config) == "reward"
         or (compares(config) and config.rl.kl_controller == "adaptive")
     )

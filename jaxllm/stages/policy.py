@@ -87,7 +87,8 @@ def _summands(config: ConfigDict, model: Model) -> list[Summand]:
         batch, factors = rows.batch, None
         said: Report = {}
         if section.importance_cap:
-            now = jax.lax.stop_gradient(batch.get("old", rows.log_probs))
+            own_ratio = method.surrogate != "reinforce"  # it holds what happened since the samples were looked at; the rest is for factors
+            now = jax.lax.stop_gradient(batch.get("old", rows.log_probs) if own_ratio else rows.log_probs)
             factors, said = importance_weights(now, batch["sampler"], batch["weights"], cap=section.importance_cap)
         how = {"old": batch.get("old"), "level": method.level, "importance": factors, **method.options}
         terms, report = policy(rows.log_probs, batch["advantages"], rows.weights, SURROGATES[method.surrogate], **how)

@@ -42,6 +42,7 @@ def statistic_names(config: ConfigDict) -> list[str]:
     found += ["kl_coefficient"] if methods.compares(config) else []
     found += ["kl_sequence"] if methods.compares(config) and methods.rescores(config) else []
     found += ["explained_variance"] if methods.has_critic(config) else []
+    found += ["age"] if methods.is_stale(config) else []
     found += ["resampled"] if methods.tries(config) else []
     return found + (["coupled_mismatch"] if config.rollout.check_every else [])
 
@@ -117,6 +118,9 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
         place,
         batch_size=config.batch_size,
         epochs=section.epochs,
+        lag=section.lag,
+        replay=section.replay,
+        replayed=methods.replayed(config),
         more=_text(config, data, made.mesh, place),
         controller=controller_of(config),
         coefficient=coefficient,

@@ -89,7 +89,7 @@ def test_stale_weights_are_caught(grpo):
 
 def test_advantages_are_those_of_the_rewards_by_group(settings, tmp_path):
     session = Session(settings(batch_size=16, rollout__epochs=2), tmp_path).run(4)
-    whole = session.feed._buffer
+    whole = session.feed.rollouts[-1].buffer
     reward = whole["stat_reward"].reshape(4, 8)
     expected = (reward - reward.mean(1, keepdims=True)) / (reward.std(1, ddof=1, keepdims=True) + 1e-4)
     at_end = np.take_along_axis(whole["advantages"], whole["weights"].argmax(1)[:, None], 1)[:, 0]
@@ -176,10 +176,13 @@ def test_reward_models_are_components(settings, place, monkeypatch):
     assert rewards.everywhere
 
 
+KEPT = {"batch_size": 16, "rollout__lag": 3, "rollout__replay": 1, "rollout__replay_share": 0.5, "rl__reward_rule": "running_sum"}
+
+
 @pytest.fixture(scope="module")
 def config_file(settings, place):
     path = place / "config.py"
-    text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings(batch_size=16)!r})\n"
+    text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings(**KEPT)!r})\n"
     path.write_text(text)
     return path
 
