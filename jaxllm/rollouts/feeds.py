@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from jaxllm.data.mixtures import shuffle_key, shuffled
-from jaxllm.rollouts.doctor import entropy
+from jaxllm.rollouts.doctor import recorded
 from jaxllm.rollouts.making import Carry, Made, Making, Weights
+from jaxllm.rollouts.overoptimisation import KEPT, History
 from jaxllm.rollouts.replay import Kept, aged, mixed, of_state
 from jaxllm.rollouts.rules import NOTHING
 from jaxllm.rollouts.scoring import Place
@@ -40,7 +41,8 @@ class RolloutFeed:
       more: position -> rows of other data that each batch brings along (PPO-ptx's text).
       controller: moves the coefficient of the KL.
       coefficient: to begin with.
-      watch: sees every rollout as it is made: (rollout, its step, the entropy of the run's first rollout or None: it is the first).
+      watch: sees every rollout as it is made: (rollout, the step, what `record` said of those before it).
+      record: what is remembered of a rollout, for `watch`: plain numbers.
       flush: writes down what `watch` has written, before a checkpoint.
       close: the same, at the end.
     """
@@ -59,20 +61,21 @@ class RolloutFeed:
         more: Callable[[int], Mapping[str, Any]] = lambda position: {},
         controller: Controller = fixed,
         coefficient: float = 0.0,
-        watch: Callable[[Made, int, float | None], None] = lambda made, step, first_entropy: None,
+        watch: Callable[[Made, int, History], None] = lambda made, step, history: None,
+        record: Callable[[Made], dict[str, float]] = recorded,
         flush: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
     ):
         self._making, self._weights, self._place, self._more = making, weights, place, more
         self._fresh, self._replayed, self._lag, self._replay = batch_size - replayed, replayed, lag, replay
-        self._controller, self._watch = controller, watch
+        self._controller, self._watch, self._record = controller, watch, record
         self._flush, self.close = flush, close
         self.rows = making.plan.num_prompts * making.plan.num_samples
         self.updates = self.rows * epochs // self._fresh
         self.position = 0
         self.rollouts: list[Kept] = []  # those to be drawn from, the present one, those made ahead
         self._carry = Carry(np.float32(coefficient), 0, {})
-        self._first_entropy: float | None = None
+        self._history: list[Mapping[str, float]] = []
 
     def __call__(self, state: Any, frozen: Any) -> dict[str, Any]:
         """The next minibatch; rollouts whose time has come are made first."""
@@ -99,8 +102,8 @@ class RolloutFeed:
     def _make(self, state: Any, frozen: Any) -> None:
         number = self._next
         made = self._making(self._weights(state, frozen), number, number * self.updates, self._carry)
-        self._watch(made, self.position, self._first_entropy)
-        self._first_entropy = entropy(made) if self._first_entropy is None else self._first_entropy
+        self._watch(made, self.position, self._history)
+        self._history = [*self._history[:1], *self._history[1:][-KEPT:], {"step": self.position, **self._record(made)}]
         self.rollouts.append(Kept(number, self.position, made.buffer))
         self._carry = made.carry._replace(coefficient=np.float32(self._controller(self._carry.coefficient, made)))
 
@@ -117,13 +120,14 @@ class RolloutFeed:
         """What a checkpoint keeps: the position, what goes from rollout to rollout, and the rollouts that are not done with."""
         self._flush()
         oldest = self.position // self.updates - self._replay
-        said: dict[str, Any] = {"position": self.position, "first_entropy": self._first_entropy, "prompts": self._carry.prompts}
+        said: dict[str, Any] = {"position": self.position, "history": list(self._history), "prompts": self._carry.prompts}
         said |= {"rewards": self._carry.rewards, "returns": list(self._carry.returns), "coefficient": np.array(self._carry.coefficient)}
         return said | {"rollouts": [kept.state for kept in self.rollouts if kept.number >= oldest]}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Goes to where `state()` was taken."""
-        self.position, self._first_entropy = int(saved["position"]), saved["first_entropy"]
+        first = {"step": 0, "entropy": saved.get("first_entropy")}  # all that older checkpoints say
+        self.position, self._history = int(saved["position"]), list(saved.get("history", [first]))
         self.rollouts = [of_state(one) for one in _rollouts(saved, self.updates)]
         prompts = saved.get("prompts", -(-self.position // self.updates) * self._making.plan.num_prompts)
         returns = tuple(saved.get("returns", NOTHING))

@@ -1,17 +1,24 @@
 """The reward of a config: its components, reward models among them, and the rule that joins them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxllm.losses.terms import check_choice
 from jaxllm.rollouts import components
+from jaxllm.rollouts.overoptimisation import DISAGREEMENT
 from jaxllm.rollouts.rewards import Component, Rewards, Score, make
 from jaxllm.stages import opened, scored
 from jaxllm.stages.prompted import Asked
 
-REDUCED = {"mean": lambda x: x.mean(1), "worst": lambda x: x.min(1), "mean_minus_std": lambda x: x.mean(1) - x.std(1)}  # of an ensemble
+REDUCED: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of an ensemble
+    "mean": lambda x: x.mean(1),
+    "worst": lambda x: x.min(1),
+    "mean_minus_std": lambda x: x.mean(1) - x.std(1),
+    DISAGREEMENT: lambda x: x.std(1),  # to be logged, with a weight of 0
+}
 MODEL = "model"  # the kind of reward that is a reward model
 
 

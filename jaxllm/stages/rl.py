@@ -17,9 +17,10 @@ from jaxllm.models import heads
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.rows import make_global, rows_needed
 from jaxllm.rollouts.credit import credit
-from jaxllm.rollouts.doctor import Doctor
+from jaxllm.rollouts.doctor import Doctor, recorded
 from jaxllm.rollouts.feeds import Controller, RolloutFeed, fixed
 from jaxllm.rollouts.making import Made, Making, Plan, Weights
+from jaxllm.rollouts.overoptimisation import History, watched
 from jaxllm.rollouts.rollout import Sampler
 from jaxllm.rollouts.scoring import Place, Scorer
 from jaxllm.rollouts.shaping import adaptive_kl
@@ -111,7 +112,8 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
         whole = made.tuned.whole(state.params, frozen)
         return Weights(whole, unrolled(heads.without(whole)), frozen.get("reference", frozen.get("base")))
 
-    log = Log(folder, section.log_samples, Doctor(asked.max_new_tokens, hosts.say))
+    seen = watched(config.rl.rewards)
+    log = Log(folder, section.log_samples, Doctor(asked.max_new_tokens, hosts.say, seen))
     return RolloutFeed(
         making,
         weights,
@@ -125,6 +127,7 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
         controller=controller_of(config),
         coefficient=coefficient,
         watch=log,
+        record=functools.partial(recorded, watched=seen),
         flush=log.flush,
         close=log.close,
     )
@@ -174,10 +177,10 @@ class Log:
         self._seconds: dict[str, float] = {}
         self._rollouts = 0
 
-    def __call__(self, made: Made, step: int, first_entropy: float | None) -> None:
+    def __call__(self, made: Made, step: int, history: History) -> None:
         for problem in made.rewarded.problems:
             hosts.say(f"step {step}: {problem}")
-        self._doctor(made, step, first_entropy)
+        self._doctor(made, step, history)
         self._rollouts += 1
         self._seconds = {kind: self._seconds.get(kind, 0.0) + spent for kind, spent in made.seconds.items()}
         if not hosts.is_first() or not self._count:

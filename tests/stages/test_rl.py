@@ -172,7 +172,7 @@ def test_reward_models_are_components(settings, place, monkeypatch):
     config = resolve(settings(rl__rewards=entries))
     rewards = rewarded.rewards_of(config, rl.open_prompts(config).asked)
     found = rewards([Answer("p", text, {}, np.zeros(1, np.int32), True) for text in ("abc", "")], np.zeros(2, int))
-    assert [found.parts[of][0] for of in ("mean", "worst", "mean_minus_std")] == [4, 3, 3] and np.isnan(found.total[1])
+    assert [found.parts[of][0] for of in ("mean", "worst", "mean_minus_std", "std")] == [4, 3, 3, 1] and np.isnan(found.total[1])
     assert rewards.everywhere
 
 

@@ -80,7 +80,7 @@ def test_stopped_and_resumed_is_never_stopped(name, settings, kept, tmp_path):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[key], theirs[key], equal_nan=True) for key in theirs)
     assert all(np.array_equal(a, b) for a, b in zip(session.params(), whole.params(), strict=True))
-    assert session.feed._carry == whole.feed._carry
+    assert session.feed._carry == whole.feed._carry and session.feed._history == whole.feed._history
 
 
 def test_dull_groups_gave_way_and_what_stayed_is_the_policys_own(settings, kept, tmp_path):
