@@ -51,7 +51,7 @@ def objective(config: ConfigDict, model: Model) -> Objective:
     """The terms of an update: "policy", and "kl", "entropy", "value", "ptx" where they are asked for."""
     check(config)
     section, method, temperature = config.rl, method_of(config), config.rollout.temperature
-    divisor = section.constant or (float(_longest(config)) if (method.over, method.surrogate) == ("constant", "clip") else 1.0)
+    divisor = section.constant or (float(longest(config)) if (method.over, method.surrogate) == ("constant", "clip") else 1.0)
     summands = _summands(config, model)
 
     def weighted(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -116,7 +116,8 @@ def _summands(config: ConfigDict, model: Model) -> list[Summand]:
     return [surrogate, *(one for one, wanted in zip((divergence, entropy, critic, text), asked, strict=True) if wanted)]
 
 
-def _longest(config: ConfigDict) -> int:
+def longest(config: ConfigDict) -> int:
+    """Tokens of a completion at most."""
     return config.rollout.max_new_tokens or asked_of(config).max_new_tokens
 
 

@@ -27,7 +27,11 @@ ROLLOUT: dict[str, Key] = {
 }
 
 RL: dict[str, Key] = {
-    "rl.method": Key("grpo", str, "ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, reinforce_plus_plus, remax, raft, ..."),
+    "rl.method": Key(
+        "grpo",
+        str,
+        "ppo, grpo, dr_grpo, dapo, gspo, gspo_token, cispo, rloo, reinforce, reinforce_plus_plus (and _baseline), remax or raft",
+    ),
     "rl.rewards": Key([], list, "parts of the reward: a list of {kind, name, weight, ...} (none: the task's own score, or exact)"),
     "rl.reward_rule": Key("sum", str, "how parts become one number: sum, normalised_sum (by group), running_sum, product, constraint"),
     "rl.multiplier": Key(1.0, float, "constraint: what the multiplier of each bound (at_least, at_most of a part) begins as"),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import opened, rl, train
+from jaxllm.stages import opened, programs, rl, train
 from jaxllm.stages.config import flatten, nest, resolve
 from jaxllm.stages.recipe import Beside
 from jaxllm.training import state as states
@@ -70,7 +70,7 @@ class Session:
         with jax.set_mesh(made.mesh):
             self.state, self.frozen = self.begin(json.dumps([devices, made.config.peft.name, kind_of_critic(made.config)]))
             self.feed = rl.feed(made, str(folder))
-            self.step = jit_step(train.make_update(made.config, made.tuned, made.objective, made.optimizer), self.state)
+            self.step = jit_step(programs.make_update(made.config, made.tuned, made.objective, made.optimizer), self.state)
         if share:
             making, heat = self.feed._making, made.config.rollout.temperature
             sizes = (devices, heat, made.config.batch_size, kind_of_critic(made.config))
