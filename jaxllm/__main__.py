@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from jaxllm.stages.keys import RL, ROLLOUT, SAMPLE, SHARED, STAGES, TASKS, TRAINS
+from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS, TRAINS
+from jaxllm.stages.rl_keys import RL, ROLLOUT
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75  # DESIGN: exit codes
 

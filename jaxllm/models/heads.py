@@ -38,8 +38,11 @@ class Head:
     prior: float = 0.0
     zero: bool = False
 
-    def init(self, rng: jax.Array) -> Params:
-        """Fresh parameters, float32: kernels normal with standard deviation 1 / sqrt(inputs + 1), biases 0 (arXiv 2403.17031)."""
+    def init(self, rng: jax.Array, own: Params | None = None) -> Params:
+        """Fresh parameters, float32: kernels normal with standard deviation 1 / sqrt(inputs + 1), biases 0 (arXiv 2403.17031).
+
+        `own`, what is trained of the trunk, is of no use here (see `critic.Critic`).
+        """
         trained, fixed = jax.random.split(rng)
         own = self._members(trained)
         if self.zero:
@@ -63,7 +66,7 @@ class Head:
         widths = (self.width, *self.hidden, self.num_outputs)
         return list(itertools.pairwise(widths))
 
-    def axes(self) -> Params:
+    def axes(self, own: Params | None = None) -> Params:
         """The tree of `init` with a tuple of logical axis names for each array: members are stacked, the last dim is an output."""
         one = {
             f"layer_{i}": {"kernel": ("layers", None if i else "embed", "output"), "bias": ("layers", "output")}
@@ -97,6 +100,13 @@ def joined(params: Params | Adapted, head: Params) -> Params | Adapted:
     base, adapters = adapted.split(params)
     whole = {**base, NAME: head}
     return Adapted(whole, adapters) if adapters else whole
+
+
+def without(params: Params | Adapted) -> Params | Adapted:
+    """The parameters of the trunk alone."""
+    base, adapters = adapted.split(params)
+    bare = {name: tree for name, tree in base.items() if name != NAME}
+    return Adapted(bare, adapters) if adapters else bare
 
 
 def last_of_segments(hidden: jax.Array, segments: jax.Array, positions: jax.Array, lengths: jax.Array) -> jax.Array:

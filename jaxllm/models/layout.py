@@ -31,7 +31,8 @@ def relayout(config: ModelConfig, tree: Tree, scan_layers: bool) -> Tree:
         if not holds_layers(node):
             return node
         layers = one_by_one(config, node["layers"])
-        return {**node, "layers": stacked(config, layers) if scan_layers else layers}
+        others = {name: relayout(config, part, scan_layers) for name, part in node.items() if name != "layers"}
+        return {**others, "layers": stacked(config, layers) if scan_layers else layers}
 
     return jax.tree.map(convert, tree, is_leaf=holds_layers)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxllm.rollouts.making import Made
+from jaxllm.rollouts.overoptimisation import NOTHING, History, Watched, means, sentence, turned
 
 LIKE_LENGTH = 0.95  # correlation of reward and length from which one is the other
 FEW = 16  # samples below which a correlation says nothing
@@ -19,14 +20,16 @@ class Seen(NamedTuple):
     Attributes:
       made: the rollout.
       entropy: mean of -log p of its sampled tokens, nats.
-      first_entropy: that of the run's first rollout; None: this is the first that is known.
       longest: tokens that a completion may have.
+      history: what was recorded of the rollouts before, oldest first; see `recorded`.
+      watched: which rewards are trained for, and which held out.
     """
 
     made: Made
     entropy: float
-    first_entropy: float | None
     longest: int
+    history: History = ()
+    watched: Watched = NOTHING
 
     def column(self, name: str) -> np.ndarray:
         """What is reported of each sample."""
@@ -91,10 +94,11 @@ def negative_kl(seen: Seen) -> tuple[str, np.ndarray] | None:
 
 def collapsed(seen: Seen) -> tuple[str, np.ndarray] | None:
     """Entropy is a small share of what it was."""
-    if seen.first_entropy is None or seen.entropy >= COLLAPSED * seen.first_entropy:
+    first = seen.history[0].get("entropy") if seen.history else None
+    if first is None or seen.entropy >= COLLAPSED * first:
         return None
     return (
-        f"entropy has fallen to {seen.entropy:.3g} nats a token from {seen.first_entropy:.3g}: samples repeat one another."
+        f"entropy has fallen to {seen.entropy:.3g} nats a token from {first:.3g}: samples repeat one another."
         " Raise rl.entropy_coefficient or rl.kl_coefficient, or lower the learning rate.",
         np.arange(len(seen.made.samples.answers)),
     )
@@ -120,6 +124,16 @@ def nothing_trained(seen: Seen) -> tuple[str, np.ndarray] | None:
     return "no token is trained: every sample was left out, as cut off or as alike with its group.", np.arange(len(seen.column("reward")))
 
 
+def over_optimised(seen: Seen) -> tuple[str, np.ndarray] | None:
+    """The reward that is trained for rises, and what is held out falls."""
+    parts = seen.made.rewarded.parts
+    found = turned([*seen.history, {"step": 0, **means(parts, seen.watched)}], seen.watched)
+    if found is None:
+        return None
+    ranks = [np.argsort(np.argsort(np.nan_to_num(values))) for values in (seen.column("reward"), found.sign * parts[found.name])]
+    return sentence(found), np.argsort(ranks[1] - ranks[0], kind="stable")  # what gets much and deserves little
+
+
 RULES: dict[str, Rule] = {
     "truncated": all_truncated,
     "nothing_scored": nothing_scored,
@@ -129,6 +143,7 @@ RULES: dict[str, Rule] = {
     "entropy": collapsed,
     "length": reward_is_length,
     "nothing_trained": nothing_trained,
+    "over_optimised": over_optimised,
 }
 SHOWN = 3  # samples that stand below a sentence
 
@@ -139,15 +154,16 @@ class Doctor:
     Args:
       longest: tokens that a completion may have.
       say: where sentences go.
+      watched: which rewards are trained for, and which held out.
     """
 
-    def __init__(self, longest: int, say: Callable[[str], None]):
-        self._longest, self._say = longest, say
+    def __init__(self, longest: int, say: Callable[[str], None], watched: Watched = NOTHING):
+        self._longest, self._say, self._watched = longest, say, watched
         self._said: set[str] = set()
 
-    def __call__(self, made: Made, step: int, first_entropy: float | None) -> None:
-        """Looks at the rollout made at `step`."""
-        seen = Seen(made, entropy(made), first_entropy, self._longest)
+    def __call__(self, made: Made, step: int, history: History) -> None:
+        """Looks at the rollout made at `step`, after those of `history`."""
+        seen = Seen(made, entropy(made), self._longest, history, self._watched)
         for name, rule in RULES.items():
             if name in self._said or (found := rule(seen)) is None:
                 continue
@@ -164,3 +180,8 @@ class Doctor:
 def entropy(made: Made) -> float:
     """The mean of -log p of the sampled tokens, nats: an estimate of the policy's entropy that costs nothing."""
     return float(-made.buffer["sampler"].sum() / made.buffer["stat_completion_tokens"].sum())
+
+
+def recorded(made: Made, watched: Watched = NOTHING) -> dict[str, float]:
+    """What later rollouts are held against."""
+    return {"entropy": entropy(made), **means(made.rewarded.parts, watched)}

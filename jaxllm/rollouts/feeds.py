@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 
 from jaxllm.data.mixtures import shuffle_key, shuffled
-from jaxllm.rollouts.doctor import entropy
-from jaxllm.rollouts.making import Buffer, Made, Making, Weights
+from jaxllm.rollouts.doctor import recorded
+from jaxllm.rollouts.making import Carry, Made, Making, Weights
+from jaxllm.rollouts.overoptimisation import KEPT, History
+from jaxllm.rollouts.replay import Kept, aged, mixed, of_state
+from jaxllm.rollouts.rules import NOTHING
 from jaxllm.rollouts.scoring import Place
 
 Controller = Callable[[np.float32, Made], np.float32]  # (coefficient, the rollout it was used in) -> the next one's
@@ -21,9 +24,10 @@ def fixed(coefficient: np.float32, made: Made) -> np.float32:
 class RolloutFeed:
     """Rollouts, each served as minibatches before the next is made.
 
-    Position p is served from rollout p div n, n = rows * epochs / batch_size. A rollout is made when its first minibatch is asked for, with
-    the weights of that moment, and never across a checkpoint: a run that was killed in the middle of one makes it again from the same
-    weights and the same noise, and it is the same, bit for bit.
+    Position p is served from rollout p div n, n = rows * epochs / (batch_size - replayed). A rollout is made `lag` updates before its first
+    minibatch is asked for (the first ones at the start of the run), with the weights of that moment, and never across a checkpoint: a run
+    that was killed in the middle of one makes it again from the same weights and the same noise, and it is the same, bit for bit. Rollouts
+    that wait, or that are drawn from again, are in checkpoints; no old weights are kept.
 
     Args:
       making: makes rollouts.
@@ -31,10 +35,14 @@ class RolloutFeed:
       place: rows of a minibatch onto the mesh.
       batch_size: rows of a minibatch.
       epochs: how often each sample is served.
+      lag: updates between a rollout's making and its first minibatch.
+      replay: rollouts before the present one that rows are drawn from.
+      replayed: rows of a minibatch that are.
       more: position -> rows of other data that each batch brings along (PPO-ptx's text).
       controller: moves the coefficient of the KL.
       coefficient: to begin with.
-      watch: sees every rollout as it is made: (rollout, its step, the entropy of the run's first rollout or None: it is the first).
+      watch: sees every rollout as it is made: (rollout, the step, what `record` said of those before it).
+      record: what is remembered of a rollout, for `watch`: plain numbers.
       flush: writes down what `watch` has written, before a checkpoint.
       close: the same, at the end.
     """
@@ -47,59 +55,88 @@ class RolloutFeed:
         *,
         batch_size: int,
         epochs: int = 1,
+        lag: int = 0,
+        replay: int = 0,
+        replayed: int = 0,
         more: Callable[[int], Mapping[str, Any]] = lambda position: {},
         controller: Controller = fixed,
         coefficient: float = 0.0,
-        watch: Callable[[Made, int, float | None], None] = lambda made, step, first_entropy: None,
+        watch: Callable[[Made, int, History], None] = lambda made, step, history: None,
+        record: Callable[[Made], dict[str, float]] = recorded,
         flush: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
     ):
         self._making, self._weights, self._place, self._more = making, weights, place, more
-        self._batch_size, self._controller, self._watch = batch_size, controller, watch
+        self._fresh, self._replayed, self._lag, self._replay = batch_size - replayed, replayed, lag, replay
+        self._controller, self._watch, self._record = controller, watch, record
         self._flush, self.close = flush, close
         self.rows = making.plan.num_prompts * making.plan.num_samples
-        self.updates = self.rows * epochs // batch_size
-        self.position, self._buffer = 0, None
-        self._coefficient = np.float32(coefficient)
-        self._first_entropy: float | None = None
-
-    _buffer: Buffer | None
+        self.updates = self.rows * epochs // self._fresh
+        self.position = 0
+        self.rollouts: list[Kept] = []  # those to be drawn from, the present one, those made ahead
+        self._carry = Carry(np.float32(coefficient), 0, {})
+        self._history: list[Mapping[str, float]] = []
 
     def __call__(self, state: Any, frozen: Any) -> dict[str, Any]:
-        """The next minibatch; where a rollout is served to its end, of a new one."""
+        """The next minibatch; rollouts whose time has come are made first."""
         number, place = divmod(self.position, self.updates)
-        if place == 0:
-            made = self._making(self._weights(state, frozen), number, self.position, self._coefficient)
-            self._watch(made, self.position, self._first_entropy)
-            self._first_entropy = entropy(made) if self._first_entropy is None else self._first_entropy
-            self._buffer, self._coefficient = made.buffer, np.float32(self._controller(self._coefficient, made))
-        assert self._buffer is not None
-        chosen = self._order(number, place)
-        batch = self._place(
-            {name: values[chosen] for name, values in self._buffer.items()} | {"row": np.arange(len(chosen), dtype=np.int32)}
-        )
-        batch |= self._more(self.position)
+        while self._next * self.updates <= self.position + self._lag:
+            self._make(state, frozen)
+        self.rollouts = [kept for kept in self.rollouts if kept.number >= number - self._replay]
+        chosen, (present,) = self._order(number, place), [kept for kept in self.rollouts if kept.number == number]
+        rows = {name: values[chosen] for name, values in present.buffer.items()}
+        if self._lag or self._replay:
+            rows = aged(rows, present, self.position)
+        if self._replayed:
+            earlier = [kept for kept in self.rollouts if kept.number < number] or [present]  # the first has nothing before it
+            rows = mixed(rows, earlier, self._replayed, seed=self._making.plan.seed, step=self.position)
+        batch = self._place(rows | {"row": np.arange(len(rows["tokens"]), dtype=np.int32)}) | dict(self._more(self.position))
         self.position += 1
         return batch
 
+    @property
+    def _next(self) -> int:
+        """The number of the rollout that is made next."""
+        return self.rollouts[-1].number + 1 if self.rollouts else self.position // self.updates
+
+    def _make(self, state: Any, frozen: Any) -> None:
+        number = self._next
+        made = self._making(self._weights(state, frozen), number, number * self.updates, self._carry)
+        self._watch(made, self.position, self._history)
+        self._history = [*self._history[:1], *self._history[1:][-KEPT:], {"step": self.position, **self._record(made)}]
+        self.rollouts.append(Kept(number, self.position, made.buffer))
+        self._carry = made.carry._replace(coefficient=np.float32(self._controller(self._carry.coefficient, made)))
+
     def _order(self, number: int, place: int) -> np.ndarray:
         """Sample ids of a minibatch: every epoch goes through all of them, in an order of its own; a batch of all has them as they are."""
-        index = place * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
-        if self._batch_size == self.rows:
+        index = place * self._fresh + np.arange(self._fresh, dtype=np.int64)
+        if self._fresh == self.rows:
             return index % self.rows
         epochs, places = np.divmod(index, self.rows)
         keys = np.array([shuffle_key(self._making.plan.seed, "minibatches", number, int(epoch)) for epoch in epochs], np.uint64)
         return shuffled(places, np.full(len(places), self.rows), keys)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the position, the coefficient, and the rollout that is being served."""
+        """What a checkpoint keeps: the position, what goes from rollout to rollout, and the rollouts that are not done with."""
         self._flush()
-        buffer = None if self.position % self.updates == 0 else dict(self._buffer or {})
-        said = {"position": self.position, "first_entropy": self._first_entropy}
-        return said | {"coefficient": np.array(self._coefficient), "buffer": buffer}
+        oldest = self.position // self.updates - self._replay
+        said: dict[str, Any] = {"position": self.position, "history": list(self._history), "prompts": self._carry.prompts}
+        said |= {"rewards": self._carry.rewards, "returns": list(self._carry.returns), "coefficient": np.array(self._carry.coefficient)}
+        return said | {"rollouts": [kept.state for kept in self.rollouts if kept.number >= oldest]}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Goes to where `state()` was taken."""
-        self.position, self._coefficient = int(saved["position"]), np.float32(saved["coefficient"])
-        self._first_entropy = saved["first_entropy"]
-        self._buffer = None if saved["buffer"] is None else {name: np.asarray(values) for name, values in saved["buffer"].items()}
+        first = {"step": 0, "entropy": saved.get("first_entropy")}  # all that older checkpoints say
+        self.position, self._history = int(saved["position"]), list(saved.get("history", [first]))
+        self.rollouts = [of_state(one) for one in _rollouts(saved, self.updates)]
+        prompts = saved.get("prompts", -(-self.position // self.updates) * self._making.plan.num_prompts)
+        returns = tuple(saved.get("returns", NOTHING))
+        self._carry = Carry(np.float32(saved["coefficient"]), int(prompts), saved.get("rewards", {}), returns)
+
+
+def _rollouts(saved: Mapping[str, Any], updates: int) -> list[Any]:
+    """The rollouts of a checkpoint; older ones kept the buffer of the present one alone."""
+    if "rollouts" in saved:
+        return saved["rollouts"]
+    number = saved["position"] // updates
+    return [] if saved["buffer"] is None else [{"number": number, "made": number * updates, "buffer": saved["buffer"]}]

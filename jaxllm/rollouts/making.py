@@ -8,8 +8,10 @@ import jax
 import numpy as np
 
 from jaxllm.parallel import hosts
+from jaxllm.rollouts.resampling import Judged, resample
 from jaxllm.rollouts.rewards import Answer, Rewarded, Rewards
 from jaxllm.rollouts.rollout import Prompt, Sampler, Samples, drawn, rows_of
+from jaxllm.rollouts.rules import NOTHING, Memory
 from jaxllm.rollouts.scoring import Scorer
 
 Buffer = dict[str, np.ndarray]  # [R, ...] each, ordered by sample id
@@ -26,6 +28,7 @@ class Plan(NamedTuple):
       compares: whether the reference says its own.
       check_every: rollouts between two comparisons of the draws with the training graph's; 0: never.
       seed: of the run.
+      tries: how often a prompt whose samples all have one reward gives way to the next one, see `resampling`.
     """
 
     num_prompts: int
@@ -35,6 +38,7 @@ class Plan(NamedTuple):
     compares: bool
     check_every: int
     seed: int
+    tries: int = 0
 
 
 class Weights(NamedTuple):
@@ -51,6 +55,22 @@ class Weights(NamedTuple):
     reference: Any
 
 
+class Carry(NamedTuple):
+    """What goes from one rollout to the next, and into checkpoints between them.
+
+    Attributes:
+      coefficient: of the KL.
+      prompts: drawn so far.
+      rewards: what the rule of rewards remembers.
+      returns: number, mean and sum of squared distances from it of the returns of tokens so far; see `credit.returns_scale`.
+    """
+
+    coefficient: np.float32
+    prompts: int
+    rewards: Memory
+    returns: tuple[float, ...] = NOTHING
+
+
 class Made(NamedTuple):
     """A rollout.
 
@@ -59,16 +79,18 @@ class Made(NamedTuple):
       samples: the completions; gone after a resume.
       rewarded: what they are worth.
       seconds: by kind of work.
+      carry: to the next one.
     """
 
     buffer: Buffer
     samples: Samples
     rewarded: Rewarded
     seconds: dict[str, float]
+    carry: Carry
 
 
 class Making:
-    """Makes rollouts; a pure function of (weights, step, coefficient).
+    """Makes rollouts; a pure function of (weights, step, carry).
 
     Args:
       plan: its sizes.
@@ -93,31 +115,58 @@ class Making:
         self.plan, self.prompts, self.sampler, self.scorer = plan, prompts, sampler, scorer
         self.rewards, self.credit, self.greedy = rewards, credit, greedy
 
-    def __call__(self, weights: Weights, number: int, step: int, coefficient: np.float32) -> Made:
-        """Rollout `number`, made at `step`, with the present coefficient of the KL."""
-        plan, clock = self.plan, _Clock()
-        chosen = drawn(plan.seed, number * plan.num_prompts, plan.num_prompts, len(self.prompts))
-        prompts = [self.prompts[i] for i in chosen]
-        samples = self.sampler(weights.decoder, prompts, plan.num_samples, step)
-        likeliest = self.greedy(weights.decoder, prompts, 1, step) if self.greedy else None
-        clock.spent("sample")
+    def __call__(self, weights: Weights, number: int, step: int, carry: Carry) -> Made:
+        """Rollout `number`, with the noise of `step`."""
+        plan, clock, prompts = self.plan, _Clock(), carry.prompts
+
+        def draw(places: np.ndarray, attempt: int) -> Judged:
+            nonlocal prompts
+            prompts += len(places)
+            return self._judged(weights, prompts - len(places), places, attempt, step, carry.rewards, clock)
+
+        (samples, rewarded), thrown = resample(draw(np.arange(plan.num_prompts), 0), draw, plan.tries)
+        rewarded = rewarded._replace(total=self.rewards.join(rewarded.parts, samples.groups, carry.rewards))  # one scale for all of it
         rows = rows_of(samples, plan.sequence_length)
-        looked = self._looked(weights, rows, number, step)
+        looked = self._looked(weights, {**rows, "row": samples.ids}, number, step)
         clock.spent("score")
-        rewarded = judged(self.rewards, samples.answers, samples.groups)
         known: dict[str, Any] = {"weights": rows["weights"], "scores": rewarded.total.astype(np.float32), "groups": samples.groups}
-        known |= {"ended": np.array([done.stopped for done in samples.finished]), "coefficient": coefficient, **looked}
-        if likeliest is not None:
-            baseline = judged(self.rewards, likeliest.answers, np.arange(len(prompts), dtype=np.int32)).total
-            known["greedy"] = np.repeat(baseline.astype(np.float32), plan.num_samples)
-        clock.spent("reward")
+        known |= {"ended": np.array([done.stopped for done in samples.finished]), "coefficient": carry.coefficient, **looked}
+        known["returns_seen"] = np.array(carry.returns, np.float32)
+        if self.greedy:
+            known["greedy"] = self._greedy(self.greedy, weights, samples.prompts[:: plan.num_samples], step, carry.rewards, clock)
         found = jax.device_get(self.credit({name: value for name, value in known.items() if name != "others"}))
         buffer = {**rows, **{name: found[name] for name in ("weights", "advantages", "returns") if name in found}}
         if "log_probs" in looked:
             buffer["old"] = looked["log_probs"]
         buffer |= {"reference": looked["reference"]} if "reference" in looked else {}
         buffer |= {"old_values": looked["values"]} if "values" in looked else {}
-        return Made(buffer | _statistics(rows, known, found, rewarded, plan), samples, rewarded, clock.seconds)
+        known["resampled"] = np.repeat(thrown, plan.num_samples)
+        known["says"] = self.rewards.says(carry.rewards)
+        after = carry._replace(prompts=prompts, rewards=self.rewards.learnt(carry.rewards, rewarded.parts))
+        if "returns_seen" in found:
+            after = after._replace(returns=tuple(map(float, found["returns_seen"])))
+        return Made(buffer | _statistics(rows, known, found, rewarded, plan), samples, rewarded, clock.seconds, after)
+
+    def _judged(self, weights: Weights, first: int, places: np.ndarray, attempt: int, step: int, memory: Memory, clock: "_Clock") -> Judged:
+        """Groups of the prompts from number `first` on, to stand in these places; every attempt has noise of its own."""
+        plan = self.plan
+        chosen = drawn(plan.seed, first, len(places), len(self.prompts))
+        ids = (attempt * plan.num_prompts + places[:, None]) * plan.num_samples + np.arange(plan.num_samples)
+        samples = self.sampler(weights.decoder, [self.prompts[i] for i in chosen], plan.num_samples, step, ids)
+        clock.spent("sample")
+        found = Judged(samples, judged(self.rewards, samples.answers, samples.groups, memory))
+        clock.spent("reward")
+        return found
+
+    def _greedy(
+        self, greedy: Sampler, weights: Weights, prompts: Sequence[Prompt], step: int, memory: Memory, clock: "_Clock"
+    ) -> np.ndarray:
+        """The rewards of the likeliest completion of each prompt, float32, for each of its samples."""
+        likeliest = greedy(weights.decoder, prompts, 1, step)
+        clock.spent("sample")
+        baseline = judged(self.rewards, likeliest.answers, likeliest.groups, memory).total
+        clock.spent("reward")
+        return np.repeat(baseline.astype(np.float32), self.plan.num_samples)
 
     def _looked(self, weights: Weights, rows: Mapping[str, np.ndarray], number: int, step: int) -> dict[str, np.ndarray]:
         """What the training graph says of the rows, [R, T] each."""
@@ -140,14 +189,14 @@ class _Clock:
 
     def spent(self, kind: str) -> None:
         now = time.monotonic()
-        self.seconds[kind], self._mark = now - self._mark, now
+        self.seconds[kind], self._mark = self.seconds.get(kind, 0.0) + now - self._mark, now
 
 
-def judged(rewards: Rewards, answers: Sequence[Answer], groups: np.ndarray) -> Rewarded:
+def judged(rewards: Rewards, answers: Sequence[Answer], groups: np.ndarray, memory: Memory) -> Rewarded:
     """The rewards as the first process finds them, in every process: nobody promises that a judge says the same twice."""
     said = None
     if hosts.is_first() or rewards.everywhere:
-        found = rewards(answers, groups)
+        found = rewards(answers, groups, memory)
         said = [found.total.tolist(), {name: values.tolist() for name, values in found.parts.items()}, found.problems]
     total, parts, problems = hosts.tell(hosts.fresh("rewards"), said)
     return Rewarded(np.array(total), {name: np.array(values) for name, values in parts.items()}, problems)
@@ -161,12 +210,17 @@ def _statistics(
     said: dict[str, Any] = {"reward": rewarded.total, **{f"reward_{name}": values for name, values in rewarded.parts.items()}}
     said |= {"completion_tokens": tokens, "truncated": ~known["ended"], "identical": found["identical"]}
     said |= {"unscored": ~np.isfinite(rewarded.total), "untrained": found["weights"].sum(1) == 0}
+    said |= {name: np.full(len(tokens), value) for name, value in known["says"].items()}
+    if "returns_scale" in found:
+        said["returns_scale"] = np.full(len(tokens), found["returns_scale"])
     if "reference" in known:
         said["kl_coefficient"] = np.full(len(tokens), known["coefficient"])
     if "log_probs" in known and "reference" in known:
         said["kl_sequence"] = np.where(np.isfinite(rewarded.total), found["divergence"], np.nan)
     if "explained_variance" in found:
         said["explained_variance"] = np.full(len(tokens), found["explained_variance"])
+    if plan.tries:
+        said["resampled"] = known["resampled"]
     if plan.check_every:
         said["coupled_mismatch"] = known["others"].sum(1) / tokens if "others" in known else np.full(len(tokens), np.nan)
     return {f"stat_{name}": np.asarray(values, np.float32) for name, values in said.items()}

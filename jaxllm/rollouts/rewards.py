@@ -1,4 +1,4 @@
-"""Rewards: named components of a completion's score, and the rule that makes them one number. What cannot be scored is missing, not 0."""
+"""Rewards: named components of a completion's score, joined by a rule of `rules`. What cannot be scored is missing, not 0."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxllm.losses.terms import check_choice
+from jaxllm.rollouts.rules import RULES, Bound, Memory, Weighing
 
-EPS = 1e-4  # beside the deviation of a group, as in `advantages.group_relative`
+UNBOUND = Bound()
 
 
 class Answer(NamedTuple):
@@ -44,12 +45,14 @@ class Component(NamedTuple):
       score: of many answers at once.
       weight: in the sum; 0: it is logged and nothing else.
       everywhere: whether all processes have to ask together, as of a model that lies on the devices of all.
+      bound: on its mean, with the rule "constraint"; such a component has no weight.
     """
 
     name: str
     score: Score
     weight: float = 1.0
     everywhere: bool = False
+    bound: Bound = UNBOUND
 
 
 class Rewarded(NamedTuple):
@@ -66,72 +69,63 @@ class Rewarded(NamedTuple):
     problems: list[str]
 
 
-def weighted_sum(parts: Mapping[str, np.ndarray], weights: Mapping[str, float], groups: np.ndarray) -> np.ndarray:
-    """sum of weight * value."""
-    return sum((weights[name] * values for name, values in parts.items()), np.zeros(len(groups)))
-
-
-def normalised_sum(parts: Mapping[str, np.ndarray], weights: Mapping[str, float], groups: np.ndarray) -> np.ndarray:
-    """sum of weight * (value - mean) / (deviation + 1e-4), mean and deviation (ddof 1) of the component's values in the group: no component
-    drowns another (GDPO as NeMo-RL and TRL have it, without its last division by the deviation of the batch)."""
-    return weighted_sum({name: normalised(values, groups) for name, values in parts.items()}, weights, groups)
-
-
-def product(parts: Mapping[str, np.ndarray], weights: Mapping[str, float], groups: np.ndarray) -> np.ndarray:
-    """The product of the values, each to the power of its weight (Sparrow's rules, arXiv 2209.14375, are factors so)."""
-    return np.prod([np.power(values, weights[name]) for name, values in parts.items()], axis=0, initial=1.0) * np.ones(len(groups))
-
-
-def normalised(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Each value by the mean and the deviation of those of its group that are there, float64 [R]."""
-    found = np.full(len(values), np.nan)
-    for group in np.unique(groups):
-        rows = (groups == group) & np.isfinite(values)
-        own = values[rows]
-        found[rows] = (own - own.mean()) / (own.std(ddof=1) + EPS) if len(own) > 1 else 0.0
-    return found
-
-
-RULES = {"sum": weighted_sum, "normalised_sum": normalised_sum, "product": product}
-
-
 class Rewards:
     """Components and their rule.
 
     Args:
       components: at least one, of different names.
       rule: of `RULES`.
+      multiplier, rate: see `rules.Weighing`.
 
     Raises:
-      ValueError: no component, two of one name, an unknown rule.
+      ValueError: no component, two of one name, an unknown rule, bounds that nothing keeps.
     """
 
-    def __init__(self, components: Sequence[Component], rule: str = "sum"):
+    def __init__(self, components: Sequence[Component], rule: str = "sum", *, multiplier: float = 1.0, rate: float = 0.1):
         check_choice("rl.reward_rule", rule, RULES)
         names = [component.name for component in components]
         if not any(component.weight for component in components):
             raise ValueError("rl.rewards has no component with a weight: nothing would be trained for. Name one: {'kind': 'task'}, say.")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rl.rewards has two components called {twice[0]!r}. Give one of them another name: {{'name': ...}}.")
-        self.components, self.rule, self.names = list(components), rule, names
+        bounds = {component.name: component.bound for component in components if component.bound != UNBOUND}
+        if bool(bounds) != (rule == "constraint"):
+            said = f"a bound on {next(iter(bounds))!r}" if bounds else "no component with a bound (at_least or at_most)"
+            raise ValueError(f"rl.reward_rule={rule!r} and rl.rewards has {said}. A bound and the rule 'constraint' go together.")
+        self.components, self.names = list(components), names
         self.everywhere = any(component.everywhere for component in components)
+        weights = {component.name: component.weight for component in components if component.weight}
+        self._rule, self.weighing = RULES[rule], Weighing(weights, bounds, multiplier, rate)
 
-    def __call__(self, answers: Sequence[Answer], groups: np.ndarray) -> Rewarded:
+    def __call__(self, answers: Sequence[Answer], groups: np.ndarray, memory: Memory | None = None) -> Rewarded:
         """The rewards of a rollout.
 
         Args:
           answers: all of it.
           groups: int [R], which prompt each answers.
+          memory: of the rule, from `learnt`; None: this is the first rollout.
 
         Raises:
           ValueError: a component gives another number of values than it was asked for, or something that is no number.
         """
         problems = list[str]()
         parts = {component.name: ask(component, answers, problems.append) for component in self.components}
-        weights = {component.name: component.weight for component in self.components if component.weight}
-        total = RULES[self.rule]({name: parts[name] for name in weights}, weights, groups)
-        lost = np.any([~np.isfinite(parts[name]) for name in weights], axis=0) | ~np.isfinite(total)
-        return Rewarded(np.where(lost, np.nan, total), parts, problems)
+        return Rewarded(self.join(parts, groups, memory or {}), parts, problems)
+
+    def join(self, parts: Mapping[str, np.ndarray], groups: np.ndarray, memory: Memory) -> np.ndarray:
+        """The reward, float64 [R]; NaN where a part that counts is missing."""
+        total = self._rule.join(parts, self.weighing, groups, memory)
+        counts = [*self.weighing.weights, *self.weighing.bounds]
+        lost = np.any([~np.isfinite(parts[name]) for name in counts], axis=0) | ~np.isfinite(total)
+        return np.where(lost, np.nan, total)
+
+    def learnt(self, memory: Memory, parts: Mapping[str, np.ndarray]) -> Memory:
+        """The rule's memory after a rollout."""
+        return self._rule.learn(memory, parts, self.weighing)
+
+    def says(self, memory: Memory) -> dict[str, float]:
+        """What is logged of the memory that a rollout was judged with."""
+        return self._rule.says(memory, self.weighing)
 
 
 def ask(component: Component, answers: Sequence[Answer], say: Callable[[str], None]) -> np.ndarray:
@@ -180,7 +174,7 @@ def make(entries: Sequence[Any], makers: Mapping[str, Maker], everywhere: Sequen
     """Components from a config.
 
     Args:
-      entries: each a kind, or {kind, name, weight} and the options of the kind.
+      entries: each a kind, or {kind, name, weight (or at_least, at_most)} and the options of the kind.
       makers: kind -> a function of its options.
       everywhere: kinds that all processes have to ask together.
 
@@ -189,15 +183,18 @@ def make(entries: Sequence[Any], makers: Mapping[str, Maker], everywhere: Sequen
     """
     found = []
     for entry in entries:
-        options = {"kind": entry} if isinstance(entry, str) else dict(entry)
+        options: dict[str, Any] = {"kind": entry} if isinstance(entry, str) else dict(entry)
         kind = options.pop("kind", None)
         check_choice("kind of reward", kind, makers)
-        name, weight = str(options.pop("name", kind)), float(options.pop("weight", 1.0))
+        name, bound = str(options.pop("name", kind)), Bound(options.pop("at_least", None), options.pop("at_most", None))
+        if bound != UNBOUND and (None not in bound or "weight" in options):
+            raise ValueError(f"Reward {name!r} has a bound, so it has no weight and no second bound. Give one of at_least, at_most.")
+        weight = float(options.pop("weight", 1.0 if bound == UNBOUND else 0.0))
         known = inspect.signature(makers[kind]).parameters
         wrong = [option for option in options if option not in known]
         wrong += [p.name for p in known.values() if p.default is p.empty and p.name not in options]
         if wrong:
             problem = "does not know" if wrong[0] in options else "needs"
             raise ValueError(f"Reward {name!r} of kind {kind!r} {problem} {wrong[0]!r}. Its options: {', '.join(known) or 'none'}.")
-        found.append(Component(name, makers[kind](**options), weight, kind in everywhere))
+        found.append(Component(name, makers[kind](**options), weight, kind in everywhere, bound))
     return found

@@ -52,12 +52,14 @@ class Samples(NamedTuple):
       groups: int32 [R], the place of its prompt in the rollout.
       finished: of each, [R].
       answers: of each, [R], to be judged.
+      ids: int32 [R], what names the noise of each.
     """
 
     prompts: list[Prompt]
     groups: np.ndarray
     finished: list[Finished]
     answers: list[Answer]
+    ids: np.ndarray
 
 
 class Sampler:
@@ -92,7 +94,7 @@ class Sampler:
         self.sampling = Sampling(temperature=temperature, stop_ids=endings.stop_ids)
         self._engine: Engine | None = None
 
-    def __call__(self, params: Any, prompts: Sequence[Prompt], num_samples: int, step: int) -> Samples:
+    def __call__(self, params: Any, prompts: Sequence[Prompt], num_samples: int, step: int, ids: np.ndarray | None = None) -> Samples:
         """`num_samples` completions of each prompt.
 
         Args:
@@ -100,24 +102,24 @@ class Sampler:
           prompts: of this rollout.
           num_samples: of each.
           step: of the run, which folds into every draw.
+          ids: int [prompts, samples], what names the noise of each; None: they are counted from 0.
         """
         if self._engine is None:  # under the mesh of the run
             sizes = {"slots": self.slots, "length": self.length, "max_new_tokens": self.max_new_tokens}
             self._engine = engine_of(self.model, self.sampling, rows=len(prompts) * num_samples, **sizes)
-        ids = np.arange(len(prompts) * num_samples).reshape(len(prompts), num_samples)
+        ids = np.arange(len(prompts) * num_samples).reshape(len(prompts), num_samples) if ids is None else ids
         requests = (Request(p.tokens, tuple(map(int, own)), self.max_new_tokens) for p, own in zip(prompts, ids, strict=True))
-        last = [prompt.tokens[-1:].tolist() for prompt in prompts]
-        ends = (lambda id, tokens: self.endings.keep(last[id // num_samples], tokens)) if self.endings.stop else None
+        last = {int(id): prompt.tokens[-1:].tolist() for prompt, own in zip(prompts, ids, strict=True) for id in own}
+        ends = (lambda id, tokens: self.endings.keep(last[id], tokens)) if self.endings.stop else None
         found = {done.id: done for done in self._engine.run(params, requests, self.key(step), ends)}
-        finished = [found[id] for id in range(ids.size)]
+        finished = [found[int(id)] for id in ids.reshape(-1)]
         own = [prompt for prompt in prompts for _ in range(num_samples)]
         answers = [
-            Answer(
-                p.text, self.endings.text(last[done.id // num_samples], done.tokens), p.row, np.array(done.tokens, np.int32), done.stopped
-            )
+            Answer(p.text, self.endings.text(last[done.id], done.tokens), p.row, np.array(done.tokens, np.int32), done.stopped)
             for p, done in zip(own, finished, strict=True)
         ]
-        return Samples(own, np.repeat(np.arange(len(prompts), dtype=np.int32), num_samples), finished, answers)
+        groups = np.repeat(np.arange(len(prompts), dtype=np.int32), num_samples)
+        return Samples(own, groups, finished, answers, ids.reshape(-1).astype(np.int32))
 
     def key(self, step: int) -> jax.Array:
         """Of all draws of the rollout at this step."""

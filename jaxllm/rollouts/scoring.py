@@ -14,7 +14,7 @@ from jaxllm.sampling.logits import Sampling, draw
 from jaxllm.sampling.noise import row_keys
 
 SCORED = ("tokens", "targets", "segments", "positions")  # of the rows, what a forward pass reads
-Critic = Callable[[Any, jax.Array], jax.Array]  # (parameters, hidden [B, T, D]) -> values [B, T], of the state after each token
+Critic = Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]  # (parameters, rows, hidden [B, T, D]) -> values [B, T]
 Place = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]  # rows as global arrays on the mesh
 
 
@@ -78,16 +78,17 @@ class Scorer:
 
         Args:
           params: the policy's, as sampled.
-          rows: a rollout, in the order of the samples' ids.
+          rows: a rollout; "row" are the samples' ids, without it their places.
           key: of the rollout's draws.
         """
         return self._each(lambda batch: self._others(params, batch, key), rows)
 
     def _each(self, function: Callable[[dict[str, jax.Array]], Any], rows: Mapping[str, np.ndarray]) -> Any:
         count, found = len(rows["tokens"]), []
+        ids = rows.get("row", np.arange(count, dtype=np.int32))
         for start in range(0, count, self.rows):
             part = {name: rows[name][start : start + self.rows] for name in (*SCORED, "weights")}
-            part["row"] = np.arange(start, start + self.rows, dtype=np.int32)
+            part["row"] = ids[start : start + self.rows]
             found.append(function(self._place(part)))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
 
@@ -104,7 +105,7 @@ def looked(
     hidden = forward(model, params, batch)
     found = {"log_probs": token_log_probs(model, params, hidden, batch["targets"], temperature)}
     if critic is not None:
-        found["values"] = critic(params, hidden)
+        found["values"] = critic(params, batch, hidden)
     return {name: jnp.where(batch["weights"] != 0, values, 0.0) for name, values in found.items()}
 
 

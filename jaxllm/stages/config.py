@@ -15,7 +15,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxllm.models.config import ModelConfig
-from jaxllm.stages.keys import ALIASES, PREFERENCE, REWARD, RL, ROLLOUT, SAMPLE, SHARED, TASKS, Key
+from jaxllm.stages.key import Key
+from jaxllm.stages.keys import ALIASES, PREFERENCE, REWARD, SAMPLE, SHARED, TASKS
+from jaxllm.stages.rl_keys import RL, ROLLOUT
 
 KEYS = SHARED | REWARD | PREFERENCE | TASKS | ROLLOUT | RL | SAMPLE
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", list: "a list", dict: "a table"}

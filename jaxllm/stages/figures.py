@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxllm.stages.page import curves, dots, table
+from jaxllm.rollouts.overoptimisation import watched
+from jaxllm.stages.page import beside, curves, dots, table
 from jaxllm.stages.scores import COUNTS, judged_rows
 from jaxllm.tasks.catalog import TASKS
 
@@ -102,3 +103,32 @@ def judges(records: Sequence[Record]) -> list[str]:
         title = won if record["name"] == "win_rate" else f"{record['judge']} beside the people of {record.get('labels')}"
         parts += [table(judged_rows(record), [title, "", "95 % interval"])]
     return ["<h3>Answers before a judge</h3>", *parts] if parts else []
+
+
+def over_optimisation(metrics: Sequence[Record], rewards: Sequence[Any]) -> list[str]:
+    """What was trained for beside what was held out, over the steps and over the distance from the start; nothing where nothing was.
+
+    Args:
+      metrics: of a run of policy optimisation.
+      rewards: its `rl.rewards`.
+    """
+    seen = watched(rewards)
+    columns: dict[str, list[Any]] = {name: [record.get(f"reward_{name}") for record in metrics] for name in (*seen.weights, *seen.held_out)}
+    known = [i for i in range(len(metrics)) if all(isinstance(values[i], int | float) for values in columns.values())]
+    if not seen.weights or not seen.held_out or not known:
+        return []
+    proxy = [sum(weight * columns[name][i] for name, weight in seen.weights.items()) for i in known]
+    held = {
+        f"{name} ({'held out' if sign > 0 else 'disagreement'})": [columns[name][i] for i in known] for name, sign in seen.held_out.items()
+    }
+
+    def picture(label: str, xs: Sequence[float], order: Sequence[int]) -> str:
+        pick = lambda values: [values[i] for i in order]  # noqa: E731
+        gold = {name: (pick(xs), pick(values)) for name, values in held.items()}
+        return beside({"proxy": (pick(xs), pick(proxy))}, gold, (label, "proxy: what is trained for", "gold: what is held out"))
+
+    parts = ["<h3>Proxy and gold</h3>", picture("step", [metrics[i]["step"] for i in known], range(len(known)))]
+    apart = [metrics[i].get("kl_sequence") for i in known]
+    far = [math.sqrt(max(x, 0.0)) if isinstance(x, int | float) else math.nan for x in apart]
+    order = sorted((i for i in range(len(far)) if math.isfinite(far[i])), key=lambda i: far[i])
+    return [*parts, picture("square root of the KL from the start (nats a completion)", far, order)] if len(order) > 1 else parts

@@ -1,16 +1,6 @@
 """Every config key a stage reads: its default, what it means, and whether a resumed run may change it."""
 
-from typing import Any, NamedTuple
-
-
-class Key(NamedTuple):
-    """One config key; `kind` is the Python type a value must have (None is allowed where the default is None)."""
-
-    default: Any
-    kind: type
-    help: str
-    resume: bool = False  # True: may differ when a work directory is started again
-
+from jaxllm.stages.key import Key
 
 SHARED: dict[str, Key] = {
     "stage": Key(None, str, "the stage that this config is for, sft say; plan and data show ask it (none: pretrain)"),
@@ -222,56 +212,6 @@ TASKS: dict[str, Key] = {
         resume=True,
     ),
     "tasks.rows": Key(32, int, "continuations that are scored together", resume=True),
-}
-
-ROLLOUT: dict[str, Key] = {
-    "rollout.task": Key(None, str, "prompts: the rows of a task by name (jaxllm tasks lists them), or name=FILE"),
-    "rollout.file": Key(None, str, "prompts: a file of rows {prompt, answer, ...} (or {messages, ...} with rollout.chat)"),
-    "rollout.limit": Key(None, int, "rows of it, the first ones; none: all"),
-    "rollout.shots": Key(0, int, "solved rows before each prompt, the file's first ones"),
-    "rollout.chat": Key(False, bool, "a prompt is a user's turn, in the chat template"),
-    "rollout.prompts": Key(8, int, "prompts of a rollout"),
-    "rollout.samples_per_prompt": Key(8, int, "completions of each prompt"),
-    "rollout.epochs": Key(1, int, "how often each completion is trained on; prompts * samples * epochs / batch_size updates a rollout"),
-    "rollout.max_new_tokens": Key(None, int, "tokens of a completion at most (none: the task's own number)"),
-    "rollout.temperature": Key(1.0, float, "of the draws; all log-probabilities are taken at it"),
-    "rollout.stop": Key(None, list, "texts that end a completion (none: the task's own)"),
-    "rollout.long_prompt": Key("refuse", str, "a prompt that leaves no room for its completion: refuse it, or skip it (and say how many)"),
-    "rollout.slots": Key(0, int, "completions that are written together; 0: all of a rollout, up to 64", resume=True),
-    "rollout.check_every": Key(10, int, "rollouts between two comparisons of draws with the training graph's; 0: never"),
-    "rollout.log_samples": Key(8, int, "completions of each rollout that samples.jsonl gets", resume=True),
-}
-
-RL: dict[str, Key] = {
-    "rl.method": Key("grpo", str, "a row of rollouts.methods: ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, remax, raft and their kin"),
-    "rl.rewards": Key([], list, "parts of the reward: a list of {kind, name, weight, ...} (none: the task's own score, or exact)"),
-    "rl.reward_rule": Key("sum", str, "how parts become one number: sum, normalised_sum, product"),
-    "rl.kl": Key(None, str, "where the KL from the start goes: reward, loss, none (none given: as the method has it)"),
-    "rl.kl_coefficient": Key(0.0, float, "its factor; 0: there is none, and no reference is kept"),
-    "rl.kl_estimator": Key(None, str, "k1, k2, k3 (none: k1 in the reward, k3 in the loss)"),
-    "rl.kl_corrected": Key(False, bool, "in the loss: estimates times pi / pi_old, which makes the gradient of k1 and k3 that of the KL"),
-    "rl.kl_controller": Key("fixed", str, "who moves the factor: fixed, or adaptive (towards rl.kl_target nats a completion)"),
-    "rl.kl_target": Key(6.0, float, "adaptive: nats a completion"),
-    "rl.kl_horizon": Key(10000.0, float, "adaptive: completions; the larger the slower"),
-    "rl.options": Key({}, dict, "of the surrogate: low, high, dual (clip), floor, cap (cispo)"),
-    "rl.level": Key(None, str, "what the ratio is of: token, sequence, sequence_token (none: as the method has it)"),
-    "rl.over": Key(None, str, "what the loss is divided by: token, sequence, constant (none: as the method has it)"),
-    "rl.constant": Key(None, float, "over constant: of a completion (none: rollout.max_new_tokens with a clip, else 1)"),
-    "rl.scale": Key({}, dict, "advantages by group: scale (group, batch, none), ddof, eps"),
-    "rl.whiten": Key(None, bool, "advantages over the rollout's tokens get mean 0 and deviation 1 (none: as the method has it)"),
-    "rl.whiten_rewards": Key(False, bool, "rewards of tokens are divided by their deviation"),
-    "rl.discount": Key(1.0, float, "of rewards a token later"),
-    "rl.decay": Key(0.95, float, "lambda of GAE"),
-    "rl.value_coefficient": Key(0.1, float, "ppo: factor of the critic's loss"),
-    "rl.value_clip": Key(0.2, float, "ppo: how far a value may move for nothing; 0: as far as it likes"),
-    "rl.value_detached": Key(False, bool, "ppo: the critic reads the policy's trunk and does not train it"),
-    "rl.missing_end": Key(None, float, "what completions without an end score (set), or what that costs them (subtract)"),
-    "rl.missing_end_how": Key("set", str, "set or subtract"),
-    "rl.mask_truncated": Key(False, bool, "completions without an end train nothing"),
-    "rl.importance_cap": Key(0.0, float, "tokens weigh pi / pi_sampler, at most this (TIS; 2 is usual); 0: all weigh the same"),
-    "rl.entropy_coefficient": Key(0.0, float, "factor of a bonus for entropy"),
-    "rl.ptx_coefficient": Key(0.0, float, "factor of the loss on data.train's text in every update (PPO-ptx)"),
-    "rl.ptx_rows": Key(0, int, "rows of that text in an update"),
 }
 
 SAMPLE: dict[str, Key] = {

@@ -4,25 +4,22 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from jaxllm.losses.kl import ESTIMATORS
 from jaxllm.losses.policy import DENOMINATORS, LEVELS, SURROGATES
 from jaxllm.losses.terms import check_choice
-from jaxllm.models import heads
-from jaxllm.models.heads import Head
-from jaxllm.models.model import Model
 from jaxllm.rollouts.advantages import group_relative
 from jaxllm.rollouts.credit import Shape
 from jaxllm.rollouts.methods import METHODS, Method
-from jaxllm.rollouts.rewards import RULES
+from jaxllm.rollouts.rules import RULES
 from jaxllm.rollouts.shaping import MISSING_END
 
 KL_PLACES = ("reward", "loss", "none")
 CONTROLLERS = ("fixed", "adaptive")
 GROUPED = ("group_relative", "leave_one_out", "group_mean", "best")  # advantages that compare samples of one prompt
 NEEDS_CRITIC = "gae"
+RESAMPLES = 3  # times, where a method drops groups of equal rewards
 
 
 def method_of(config: ConfigDict) -> Method:
@@ -45,10 +42,11 @@ def method_of(config: ConfigDict) -> Method:
             f"rl.method={section.method!r} compares samples of one prompt, and rollout.samples_per_prompt="
             f"{config.rollout.samples_per_prompt}. Give 2 or more, or choose reinforce, reinforce_plus_plus or remax."
         )
-    if method.surrogate == "reinforce" and updates(config) > 1:
+    if method.surrogate == "reinforce" and not section.importance_cap and (updates(config) > 1 or is_stale(config)):
         raise ValueError(
-            f"rl.method={section.method!r} has no ratio, so its samples serve one update, and here a rollout is {updates(config)}. Set"
-            " batch_size to rollout.prompts * rollout.samples_per_prompt and rollout.epochs to 1."
+            f"rl.method={section.method!r} has no ratio, so its samples serve one update of the policy that drew them, and here a rollout"
+            f" is {updates(config)} (rollout.lag={config.rollout.lag}, rollout.replay={config.rollout.replay}). Set batch_size to"
+            " rollout.prompts * rollout.samples_per_prompt, rollout.epochs to 1 and no lag or replay, or rl.importance_cap to 2, say."
         )
     given = {"options": section.options.to_dict(), "scale": section.scale.to_dict()}
     taken: dict[str, Callable[..., Any]] = {"options": SURROGATES[method.surrogate], "scale": group_relative}
@@ -67,30 +65,64 @@ def updates(config: ConfigDict) -> int:
     Raises:
       ValueError: rows do not divide.
     """
-    section = config.rollout
+    section, fresh = config.rollout, config.batch_size - replayed(config)
     rows = section.prompts * section.samples_per_prompt
-    if rows % config.batch_size:
+    if rows % fresh:
         raise ValueError(
             f"rollout.prompts={section.prompts} x rollout.samples_per_prompt={section.samples_per_prompt} = {rows} completions do not"
-            f" divide into batches of batch_size={config.batch_size}. Choose a batch_size that divides {rows}."
+            f" divide into batches of batch_size={config.batch_size}{f' with {fresh} new ones each' if replayed(config) else ''}. Choose a"
+            f" number that divides {rows}."
         )
-    return rows * section.epochs // config.batch_size
+    return rows * section.epochs // fresh
+
+
+def replayed(config: ConfigDict) -> int:
+    """Rows of a batch that are drawn from earlier rollouts.
+
+    Raises:
+      ValueError: a share that is no number of rows, or of no rollouts.
+    """
+    section = config.rollout
+    share, rows = section.replay_share, section.replay_share * config.batch_size
+    if min(section.lag, section.replay) < 0:
+        raise ValueError(
+            f"rollout.lag={section.lag} and rollout.replay={section.replay} are numbers of steps and rollouts. Give 0 or more."
+        )
+    if bool(section.replay) != bool(share):
+        raise ValueError(f"rollout.replay={section.replay} and rollout.replay_share={share}: give both, or neither.")
+    if not 0 <= share < 1 or abs(rows - round(rows)) > 1e-6:
+        raise ValueError(
+            f"rollout.replay_share={share} of batch_size={config.batch_size} is {rows:g} rows. Give a share from 0 to below 1 that is a"
+            " whole number of rows: 0.25, say."
+        )
+    return round(rows)
+
+
+def is_stale(config: ConfigDict) -> bool:
+    """Whether samples are trained on that an older policy drew."""
+    return config.rollout.lag > 0 or config.rollout.replay > 0
+
+
+def tries(config: ConfigDict) -> int:
+    """How often a prompt whose samples all have one reward gives way to the next.
+
+    Raises:
+      ValueError: no number of times; samples that are not compared.
+    """
+    method, said = method_of(config), config.rollout.resample
+    if said is not None and said < 0:
+        raise ValueError(f"rollout.resample={said} is not a number of times. Give 0 or more; 3 is usual.")
+    if said and method.advantages not in GROUPED:
+        raise ValueError(
+            f"rollout.resample={said} is for samples of one prompt that are compared, and rl.method={config.rl.method!r} compares none."
+            " Leave it out, or choose dapo or grpo."
+        )
+    return said if said is not None else RESAMPLES if method.drop_uninformative else 0
 
 
 def has_critic(config: ConfigDict) -> bool:
     """Whether the method has one."""
     return method_of(config).advantages == NEEDS_CRITIC
-
-
-def head_of(config: ConfigDict, model: Model) -> Head | None:
-    """The critic, where the method has one: a linear map from the policy's own trunk to the value of a state."""
-    return Head(model.config.width, zero=True) if has_critic(config) else None
-
-
-def values_of(config: ConfigDict, model: Model) -> Callable[[Any, jax.Array], jax.Array] | None:
-    """(parameters, hidden [B, T, D]) -> values float32 [B, T]; None: there is no critic."""
-    head = head_of(config, model)
-    return None if head is None else lambda params, hidden: head.apply(heads.of(params), hidden)[..., 0, 0]
 
 
 def place_of_kl(config: ConfigDict) -> str:
@@ -108,6 +140,7 @@ def rescores(config: ConfigDict) -> bool:
     return (
         has_critic(config)
         or updates(config) > 1
+        or is_stale(config)
         or place_of_kl(config) == "reward"
         or (compares(config) and config.rl.kl_controller == "adaptive")
     )
@@ -121,7 +154,7 @@ def estimator_of(config: ConfigDict) -> str:
 def shape_of(config: ConfigDict) -> Shape:
     """What is done to rewards."""
     section = config.rl
-    names = ("discount", "decay", "missing_end", "missing_end_how", "mask_truncated", "whiten_rewards")
+    names = ("discount", "decay", "missing_end", "missing_end_how", "mask_truncated", "whiten_rewards", "normalise_returns")
     return Shape(estimator=estimator_of(config), **{name: section[name] for name in names})
 
 
@@ -137,6 +170,7 @@ def check(config: ConfigDict) -> None:
     check_choice("rl.missing_end_how", section.missing_end_how, MISSING_END)
     check_choice("rl.reward_rule", section.reward_rule, RULES)
     method = method_of(config)
+    tries(config)
     if section.kl_coefficient and method.kl == "none":
         raise ValueError(
             f"rl.kl_coefficient={section.kl_coefficient} and rl.method={section.method!r} has no KL. Set rl.kl: reward or loss."
@@ -153,5 +187,9 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"rollout.temperature={config.rollout.temperature} draws nothing. Give a number above 0; 1 is usual.")
     if config.parallel.context not in (1, -1):
         raise ValueError(f"parallel.context={config.parallel.context} is not supported in rl yet. Set it to 1; use fsdp or tensor.")
-    if method.advantages == "greedy" and section.reward_rule == "normalised_sum":
-        raise ValueError("rl.reward_rule='normalised_sum' leaves nothing of one greedy completion. Choose sum or product with remax.")
+    if method.advantages == "greedy" and section.reward_rule in ("normalised_sum", "running_sum"):
+        raise ValueError(f"rl.reward_rule={section.reward_rule!r} puts one greedy completion on another scale. Choose sum with remax.")
+    if section.normalise_returns and method.advantages in (*GROUPED, "greedy"):
+        raise ValueError(f"rl.normalise_returns=True and rl.method={section.method!r} has no returns of tokens. Choose ppo or reinforce.")
+    if section.normalise_returns and section.whiten_rewards:
+        raise ValueError("rl.normalise_returns=True and rl.whiten_rewards=True divide the same rewards. Choose one.")

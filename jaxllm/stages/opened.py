@@ -133,7 +133,7 @@ def open_source(source: str, mesh: Any, model: Any) -> Source:
     return Source(there, huggingface.load(folder, family, there, mesh, say=hosts.say), f"{source} ({family})", fingerprint)
 
 
-def check_same(mine: Any, theirs: Any, source: str) -> None:
+def check_same(mine: Any, theirs: Any, source: str, key: str = "init_from") -> None:
     """Refuses to fill a model with the weights of one that computes otherwise; vocabulary and greatest length may differ.
 
     Raises:
@@ -144,7 +144,7 @@ def check_same(mine: Any, theirs: Any, source: str) -> None:
     if differ:
         shown = "; ".join(f"model.{name} is {getattr(mine, name)!r} here, {getattr(theirs, name)!r} there" for name in differ)
         raise ValueError(
-            f"init_from: {source} is another model: {shown}. Set these as they are there, or give no model at all"
+            f"{key}: {source} is another model: {shown}. Set these as they are there, or give no model at all"
             " (--config.model.preset=none) to take its shape."
         )
 
@@ -200,21 +200,26 @@ def frozen(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, tokenizer: str | 
     if config.init_from and tokenizer is not None:
         base = initial_weights(config, mesh, model, tokenizer)
     else:
-        places = rules.shardings(model.axes(), mesh, model.abstract())
-        with jax.set_mesh(mesh):
-            base = jax.jit(lambda: model.init(jax.random.key(config.seed)), out_shardings=places)()
+        base = drawn(config, mesh, model)
     if tuned.method is None:
         return {"reference": base}
     with jax.set_mesh(mesh):
         return {"base": tuned.stored(base)}
 
 
+def drawn(config: ConfigDict, mesh: Any, model: Any) -> Any:
+    """A model's parameters from the seed of a run."""
+    places = rules.shardings(model.axes(), mesh, model.abstract())
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda: model.init(jax.random.key(config.seed)), out_shardings=places)()
+
+
 def start(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, still: Any, tokenizer: str) -> Any | None:
     """What is trained, at step 0, where it does not begin from nothing."""
     if tuned.method is None:
-        if not config.init_from:
+        if not config.init_from and tuned.beside.begins is None:
             return None
-        own = initial_weights(config, mesh, tuned.model, tokenizer)
+        own = initial_weights(config, mesh, tuned.model, tokenizer) if config.init_from else drawn(config, mesh, tuned.model)
     elif config.peft.init_from:
         base = (config.init_from, identity(config.init_from)) if config.init_from else (None, None)
         own = peft_folders.place(tuning.of_folder(config.peft.init_from, tuned.model, *base), mesh)
@@ -228,6 +233,8 @@ def start(config: ConfigDict, mesh: Any, tuned: tuning.Tuned, still: Any, tokeni
         if shapes[0] == shapes[1]:
             hosts.say(f"The head, too, is that of {config.init_from}.")
             whole = {**whole, heads.NAME: head}
+    if tuned.beside.begins is not None:
+        whole = {**whole, heads.NAME: tuned.beside.begins(mesh, tokenizer, whole[heads.NAME])}
     return whole
 
 

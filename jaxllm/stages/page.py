@@ -55,6 +55,28 @@ def curves(
     return _svg(figure)
 
 
+def beside(
+    left: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    right: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    labels: tuple[str, str, str],
+) -> str:
+    """One picture (SVG) of curves with two scales, dashed where they are read on the right; `labels` are of x, left and right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    other, number = axes.twinx(), 0
+    for place, series, style in ((axes, left, "-"), (other, right, "--")):
+        for name, (xs, ys) in series.items():
+            place.plot(xs, ys, style, marker="." if len(xs) < 40 else None, label=name, linewidth=1.4, color=f"C{number}")
+            number += 1
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    other.set(ylabel=labels[2])
+    axes.grid(alpha=0.3)
+    figure.legend(frameon=False, loc="outside upper center", ncols=4)
+    return _svg(figure)
+
+
 def dots(scores: Mapping[str, tuple[float, float, float]], label: str) -> str:
     """One picture (SVG) of scores from 0 to 1, one below the other, with error bars: name -> (score, low, high)."""
     from matplotlib.figure import Figure

@@ -14,7 +14,9 @@ from jaxllm.losses.terms import Report, Term, trained
 from jaxllm.losses.value import value_loss, value_totals
 from jaxllm.models.model import Model
 from jaxllm.rollouts.scoring import forward, token_entropies, token_log_probs
-from jaxllm.stages.methods import check, estimator_of, method_of, place_of_kl, values_of
+from jaxllm.stages import critics, methods
+from jaxllm.stages.critics import values_of
+from jaxllm.stages.methods import estimator_of, method_of, place_of_kl
 from jaxllm.stages.prompted import asked_of
 from jaxllm.stages.recipe import Objective
 
@@ -39,11 +41,17 @@ class Rows(NamedTuple):
     weights: jax.Array
 
 
+def check(config: ConfigDict) -> None:
+    """Refuses what cannot be trained, before anything is opened (ValueError)."""
+    methods.check(config)
+    critics.check(config)
+
+
 def objective(config: ConfigDict, model: Model) -> Objective:
     """The terms of an update: "policy", and "kl", "entropy", "value", "ptx" where they are asked for."""
     check(config)
     section, method, temperature = config.rl, method_of(config), config.rollout.temperature
-    divisor = section.constant or (float(_longest(config)) if (method.over, method.surrogate) == ("constant", "clip") else 1.0)
+    divisor = section.constant or (float(longest(config)) if (method.over, method.surrogate) == ("constant", "clip") else 1.0)
     summands = _summands(config, model)
 
     def weighted(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -79,7 +87,8 @@ def _summands(config: ConfigDict, model: Model) -> list[Summand]:
         batch, factors = rows.batch, None
         said: Report = {}
         if section.importance_cap:
-            now = jax.lax.stop_gradient(batch.get("old", rows.log_probs))
+            own_ratio = method.surrogate != "reinforce"  # it holds what happened since the samples were looked at; the rest is for factors
+            now = jax.lax.stop_gradient(batch.get("old", rows.log_probs) if own_ratio else rows.log_probs)
             factors, said = importance_weights(now, batch["sampler"], batch["weights"], cap=section.importance_cap)
         how = {"old": batch.get("old"), "level": method.level, "importance": factors, **method.options}
         terms, report = policy(rows.log_probs, batch["advantages"], rows.weights, SURROGATES[method.surrogate], **how)
@@ -96,7 +105,7 @@ def _summands(config: ConfigDict, model: Model) -> list[Summand]:
 
     def critic(rows: Rows):
         assert values is not None
-        found = values(rows.params, jax.lax.stop_gradient(rows.hidden) if section.value_detached else rows.hidden)
+        found = values(rows.params, rows.batch, jax.lax.stop_gradient(rows.hidden) if section.value_detached else rows.hidden)
         how = {"clip": section.value_clip or None, "coefficient": section.value_coefficient}
         return value_loss(found, rows.batch["old_values"], rows.batch["returns"], rows.weights, **how)
 
@@ -107,7 +116,8 @@ def _summands(config: ConfigDict, model: Model) -> list[Summand]:
     return [surrogate, *(one for one, wanted in zip((divergence, entropy, critic, text), asked, strict=True) if wanted)]
 
 
-def _longest(config: ConfigDict) -> int:
+def longest(config: ConfigDict) -> int:
+    """Tokens of a completion at most."""
     return config.rollout.max_new_tokens or asked_of(config).max_new_tokens
 
 

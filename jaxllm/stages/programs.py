@@ -60,7 +60,7 @@ def state_options(config: ConfigDict) -> dict[str, Any]:
 def abstract_state(config: ConfigDict, tuned: Tuned, mesh: Any) -> states.TrainState:
     """The shapes of a run's state, and where they lie."""
     axes = tuned.axes()
-    return states.abstract(tuned.init(config), setup.optimizer(config, axes, tuned.still()), mesh, axes, **state_options(config))
+    return states.abstract(tuned.init(config), tuned.optimizer(config), mesh, axes, **state_options(config))
 
 
 def programs(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, Program]:
@@ -68,7 +68,7 @@ def programs(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, Program
     check_batch(config, dict(mesh.shape))
     model = setup.model(config)
     tuned = tuning.make(config, model, beside=recipe.beside(config, model))
-    step = make_update(config, tuned, recipe.objective(config, model), setup.optimizer(config, tuned.axes(), tuned.still()))
+    step = make_update(config, tuned, recipe.objective(config, model), tuned.optimizer(config))
     state, frozen = abstract_state(config, tuned, mesh), tuned.abstract_frozen(mesh)
     update = Program(step, (state, frozen, abstract_batch(config, mesh, recipe)), config.batch_size * config.sequence_length)
     return {TRAIN_STEP: update, **recipe.forwards(config, tuned, mesh, (state, frozen))}

@@ -18,7 +18,7 @@ from jaxllm.rollouts.rollout import Prompt
 from jaxllm.sampling.endings import Endings
 from jaxllm.sampling.text import encode_prompt as encode_text
 from jaxllm.sampling.text import stop_ids
-from jaxllm.stages import inputs, spoken, wanted, workdir
+from jaxllm.stages import inputs, methods, spoken, wanted, workdir
 from jaxllm.stages.recipe import EvalRows, Soft
 from jaxllm.tasks.catalog import open_task
 from jaxllm.tasks.rows import read_rows
@@ -54,11 +54,11 @@ class PromptRows:
     def __init__(self, config: ConfigDict, num_prompts: int):
         section = config.rollout
         self.batch_size, self._num_prompts = config.batch_size, num_prompts
-        self._updates = section.prompts * section.samples_per_prompt * section.epochs // config.batch_size
+        self._updates = methods.updates(config)
         self._drawn = section.prompts
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each prompt has been asked."""
+        """How often each prompt has been asked, those that came in place of others (`rollout.resample`) aside."""
         return {"prompts": -(-step // self._updates) * self._drawn / self._num_prompts}
 
 
@@ -105,12 +105,10 @@ class PromptData:
 
     def lines(self, config: ConfigDict, soft: Soft | None = None) -> list[str]:
         section, longest = config.rollout, max(len(prompt.tokens) for prompt in self.prompts)
-        rows = section.prompts * section.samples_per_prompt
         return [
             f"prompts: {len(self.prompts):,} of {self.asked.name}, the longest {longest} tokens; completions of at most"
             f" {self.asked.max_new_tokens}",
-            f"rollouts: {section.prompts} prompts x {section.samples_per_prompt} samples,"
-            f" {rows * section.epochs // config.batch_size} update(s) each",
+            f"rollouts: {section.prompts} prompts x {section.samples_per_prompt} samples, {methods.updates(config)} update(s) each",
         ]
 
 

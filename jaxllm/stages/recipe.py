@@ -46,11 +46,15 @@ class Beside(NamedTuple):
       head: trained with it, see `models.heads.Head`.
       reference: whether the weights that the run starts from stay, frozen (under adapters the base is these).
       still: regexes of parameters that are not trained, where all others are.
+      begins: (mesh, fingerprint of the tokenizer, the head as it was drawn) -> what the head begins as; None: as it was drawn.
+      paced: optimizer -> the optimizer, where some parameters learn at a pace of their own.
     """
 
     head: Any = None
     reference: bool = False
     still: tuple[str, ...] = ()
+    begins: Callable[[Any, str, Any], Any] | None = None
+    paced: Callable[[Any], Any] = lambda optimizer: optimizer
 
 
 class Soft(NamedTuple):

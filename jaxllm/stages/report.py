@@ -77,6 +77,7 @@ def section(workdir: epath.Path) -> str:
         for key, label in CURVES.items():
             if points(metrics, key)[0]:
                 parts += [f"<h3>{label[0].upper()}{label[1:]}</h3>", curves({label: points(metrics, key)}, label)]
+        parts += figures.over_optimisation(metrics, config.get("config", {}).get("rl", {}).get("rewards", []))
     epochs = [r for r in evals if r["name"] == "epochs"]
     if epochs:
         rows = [(name, float(times)) for name, times in epochs[-1].items() if name not in ("step", "name")]

@@ -1,17 +1,24 @@
 """The reward of a config: its components, reward models among them, and the rule that joins them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxllm.losses.terms import check_choice
 from jaxllm.rollouts import components
+from jaxllm.rollouts.overoptimisation import DISAGREEMENT
 from jaxllm.rollouts.rewards import Component, Rewards, Score, make
 from jaxllm.stages import opened, scored
 from jaxllm.stages.prompted import Asked
 
-REDUCED = {"mean": lambda x: x.mean(1), "worst": lambda x: x.min(1), "mean_minus_std": lambda x: x.mean(1) - x.std(1)}  # of an ensemble
+REDUCED: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of an ensemble
+    "mean": lambda x: x.mean(1),
+    "worst": lambda x: x.min(1),
+    "mean_minus_std": lambda x: x.mean(1) - x.std(1),
+    DISAGREEMENT: lambda x: x.std(1),  # to be logged, with a weight of 0
+}
 MODEL = "model"  # the kind of reward that is a reward model
 
 
@@ -45,12 +52,13 @@ def rewards_of(config: ConfigDict, asked: Asked | None, mesh: Any = None) -> Rew
     known: dict[str, Any] = {**components.KINDS, "overlong": lambda buffer: components.overlong(buffer, longest)}
     known["task"] = lambda metric=None: components.task(_task(asked), metric)
     known[MODEL] = lambda path, of="mean", rule=None: model_score(path, mesh, of, rule)
+    learns = {"multiplier": section.multiplier, "rate": section.multiplier_rate}
     entries = list(section.rewards) or (["task"] if config.rollout.task else ["exact"])
     if asked is None:
-        return Rewards([Component(name, lambda answers: []) for name in _names(entries)], section.reward_rule)
+        return Rewards(_named(entries), section.reward_rule, **learns)
     if not section.rewards and task is None and not any("answer" in row for row in asked.rows):
         raise ValueError(f"{asked.name} has no answers to compare with, and rl.rewards is empty. Name one: [{{'kind': 'function', ...}}].")
-    return Rewards(make(entries, known, everywhere=[MODEL]), section.reward_rule)
+    return Rewards(make(entries, known, everywhere=[MODEL]), section.reward_rule, **learns)
 
 
 def _task(asked: Asked | None) -> Any:
@@ -61,9 +69,14 @@ def _task(asked: Asked | None) -> Any:
     return asked.task
 
 
-def _names(entries: Sequence[Any]) -> list[str]:
+def _named(entries: Sequence[Any]) -> list[Component]:
+    """Components that say their names, weights and bounds, and score nothing."""
+    known: dict[str, Any] = dict.fromkeys([*components.KINDS, MODEL], None)
     tables = [{"kind": entry} if isinstance(entry, str) else dict(entry) for entry in entries]
-    return [str(table.get("name", table.get("kind"))) for table in tables]
+    for table in tables:
+        check_choice("kind of reward", str(table.get("kind")), known)
+    bare = [{name: value for name, value in table.items() if name in ("kind", "name", "weight", "at_least", "at_most")} for table in tables]
+    return make(bare, dict.fromkeys(known, lambda: lambda answers: []))
 
 
 def models_in(config: ConfigDict) -> list[str]:

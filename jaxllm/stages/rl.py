@@ -12,16 +12,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxllm.data.pipeline import FIELDS
+from jaxllm.models import heads
 from jaxllm.parallel import hosts
 from jaxllm.parallel.rows import make_global, rows_needed
 from jaxllm.rollouts.credit import credit
-from jaxllm.rollouts.doctor import Doctor
+from jaxllm.rollouts.doctor import Doctor, recorded
 from jaxllm.rollouts.feeds import Controller, RolloutFeed, fixed
 from jaxllm.rollouts.making import Made, Making, Plan, Weights
+from jaxllm.rollouts.overoptimisation import History, watched
 from jaxllm.rollouts.rollout import Sampler, decoder_of
 from jaxllm.rollouts.scoring import Place, Scorer
 from jaxllm.rollouts.shaping import adaptive_kl
-from jaxllm.stages import door, inputs, methods, policy, pretrain, rollout_programs, train
+from jaxllm.stages import critics, door, inputs, methods, policy, pretrain, rollout_programs, train
 from jaxllm.stages.policy import TEXT
 from jaxllm.stages.prompted import PromptData, open_prompts
 from jaxllm.stages.recipe import Beside, Recipe
@@ -34,10 +36,14 @@ SAMPLES = "samples.jsonl"
 
 def statistic_names(config: ConfigDict) -> list[str]:
     """What every row of a batch says of its sample."""
-    found = [*STATISTICS, *(f"reward_{name}" for name in rewards_of(config, None).names)]
+    rewards = rewards_of(config, None)
+    found = [*STATISTICS, *(f"reward_{name}" for name in rewards.names), *rewards.says({})]
+    found += ["returns_scale"] if config.rl.normalise_returns else []
     found += ["kl_coefficient"] if methods.compares(config) else []
     found += ["kl_sequence"] if methods.compares(config) and methods.rescores(config) else []
     found += ["explained_variance"] if methods.has_critic(config) else []
+    found += ["age"] if methods.is_stale(config) else []
+    found += ["resampled"] if methods.tries(config) else []
     return found + (["coupled_mismatch"] if config.rollout.check_every else [])
 
 
@@ -88,7 +94,7 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
         plan_of(config),
         data.prompts,
         sampler(temperature=section.temperature),
-        Scorer(model, section.temperature, place, config.batch_size // config.microbatches, methods.values_of(config, model)),
+        Scorer(model, section.temperature, place, config.batch_size // config.microbatches, critics.values_of(config, model)),
         rewards_of(config, asked, made.mesh),
         jax.jit(functools.partial(credit, method, methods.shape_of(config))),
         sampler(temperature=0.0) if method.advantages == "greedy" else None,
@@ -96,19 +102,24 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
 
     def weights(state: Any, frozen: Any) -> Weights:
         whole = made.tuned.whole(state.params, frozen)
-        return Weights(whole, unrolled(whole), frozen.get("reference", frozen.get("base")))
+        return Weights(whole, unrolled(heads.without(whole)), frozen.get("reference", frozen.get("base")))
 
-    log = Log(folder, section.log_samples, Doctor(asked.max_new_tokens, hosts.say))
+    seen = watched(config.rl.rewards)
+    log = Log(folder, section.log_samples, Doctor(asked.max_new_tokens, hosts.say, seen))
     return RolloutFeed(
         making,
         weights,
         place,
         batch_size=config.batch_size,
         epochs=section.epochs,
+        lag=section.lag,
+        replay=section.replay,
+        replayed=methods.replayed(config),
         more=_text(config, data, made.mesh, place),
         controller=controller_of(config),
         coefficient=coefficient,
         watch=log,
+        record=functools.partial(recorded, watched=seen),
         flush=log.flush,
         close=log.close,
     )
@@ -118,7 +129,7 @@ def plan_of(config: ConfigDict) -> Plan:
     """The sizes of rollouts."""
     section, looks = config.rollout, {"rescores": methods.rescores(config), "compares": methods.compares(config)}
     sizes = {"num_prompts": section.prompts, "num_samples": section.samples_per_prompt, "sequence_length": config.sequence_length}
-    return Plan(**sizes, **looks, check_every=section.check_every, seed=config.seed)
+    return Plan(**sizes, **looks, check_every=section.check_every, seed=config.seed, tries=methods.tries(config))
 
 
 def controller_of(config: ConfigDict) -> Controller:
@@ -158,10 +169,10 @@ class Log:
         self._seconds: dict[str, float] = {}
         self._rollouts = 0
 
-    def __call__(self, made: Made, step: int, first_entropy: float | None) -> None:
+    def __call__(self, made: Made, step: int, history: History) -> None:
         for problem in made.rewarded.problems:
             hosts.say(f"step {step}: {problem}")
-        self._doctor(made, step, first_entropy)
+        self._doctor(made, step, history)
         self._rollouts += 1
         self._seconds = {kind: self._seconds.get(kind, 0.0) + spent for kind, spent in made.seconds.items()}
         if not hosts.is_first() or not self._count:
@@ -196,12 +207,13 @@ def sample_record(made: Made, row: int) -> dict[str, Any]:
 
 def beside(config: ConfigDict, model: Any) -> Beside:
     """The reference, where the KL from it counts, and the critic, where there is one."""
-    return Beside(head=methods.head_of(config, model), reference=methods.compares(config))
+    head, begins = critics.head_of(config, model), critics.begins(config, model)
+    return Beside(head=head, reference=methods.compares(config), begins=begins, paced=critics.paced(config))
 
 
 def open_data(config: ConfigDict) -> PromptData:
     """See `prompted.open_prompts`; a mistake in the config is told before any file is read."""
-    methods.check(config)
+    policy.check(config)
     data = open_prompts(config)
     data.content = data.train_content = " ".join([data.train_content, *models_in(config)])
     return data

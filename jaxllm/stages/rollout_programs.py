@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxllm.models import heads
 from jaxllm.parallel import rules
 from jaxllm.rollouts.rollout import decoder_of, engine_of
 from jaxllm.rollouts.scoring import SCORED, looked
 from jaxllm.sampling.decode import Rows, decode_step
 from jaxllm.sampling.engine import bucket
 from jaxllm.sampling.logits import Sampling
-from jaxllm.stages import inputs, methods
+from jaxllm.stages import critics, inputs, methods
+from jaxllm.stages.policy import longest
 from jaxllm.stages.recipe import Program
 from jaxllm.stages.tuning import Tuned
 from jaxllm.training.step import purpose_key
@@ -26,7 +28,7 @@ def programs(config: ConfigDict, tuned: Tuned, mesh: Any, held: tuple) -> dict[s
     with rules.under(mesh):
         model, relaid = decoder_of(tuned.model)
         rows = section.prompts * section.samples_per_prompt
-        length, most = config.sequence_length, section.max_new_tokens
+        length, most = config.sequence_length, longest(config)
         engine = engine_of(model, sampling, rows=rows, slots=section.slots, length=length, max_new_tokens=most)
         running, key = jax.eval_shape(engine._running).rows, jax.eval_shape(lambda: purpose_key(config.seed, "plan", 0))
         width = min(bucket(max(1, length - most)), engine.chunk)
@@ -44,11 +46,11 @@ def programs(config: ConfigDict, tuned: Tuned, mesh: Any, held: tuple) -> dict[s
     counts = whole(jax.ShapeDtypeStruct((engine.rows,), jnp.int32))
 
     def prefill(state, frozen, tokens, counts):
-        params = relaid(tuned.whole(state.params, frozen))
+        params = relaid(heads.without(tuned.whole(state.params, frozen)))
         return engine._prefill(params, engine._empty_small(width), tokens, counts, fresh=True)
 
     def decode(state, frozen, rows: Rows, key):
-        return decode_step(model, relaid(tuned.whole(state.params, frozen)), sampling, key, rows)
+        return decode_step(model, relaid(heads.without(tuned.whole(state.params, frozen))), sampling, key, rows)
 
     found = {
         "prefill": Program(prefill, (*held, tokens, counts), engine.rows * width),
@@ -58,7 +60,7 @@ def programs(config: ConfigDict, tuned: Tuned, mesh: Any, held: tuple) -> dict[s
         place, size = inputs.row_shardings(mesh), (config.batch_size // config.microbatches, length)
         kinds = dict.fromkeys(SCORED, jnp.int32) | {"weights": jnp.float32}
         batch = {name: jax.ShapeDtypeStruct(size, kind, sharding=place[2]) for name, kind in kinds.items()}
-        critic = methods.values_of(config, tuned.model)
+        critic = critics.values_of(config, tuned.model)
 
         def score(state, frozen, batch):
             return looked(tuned.model, section.temperature, tuned.whole(state.params, frozen), batch, critic)

@@ -33,6 +33,12 @@ class Scale(NamedTuple):
     bias: float = 0.0
 
 
+def scale_of(folder: str) -> Scale:
+    """What a reward model's scores are scaled by; 1 and 0 where nothing is said."""
+    path = epath.Path(folder) / SCALE
+    return Scale(**json.loads(path.read_text())) if path.exists() else Scale()
+
+
 class RewardModel:
     """Scores of answers under a trained reward model; a higher one is better. Call its methods under `jax.set_mesh(mesh)`.
 
@@ -53,8 +59,7 @@ class RewardModel:
         self._template = Spoken(record["chat"]["name"], record["chat"]["jinja"]).template(self.tokenizer)
         shape = self.model.config
         self._most = shape.max_positions if shape.positions == "learned" else math.inf
-        path = epath.Path(folder) / SCALE
-        self.scale = Scale(**json.loads(path.read_text())) if path.exists() else Scale()
+        self.scale = scale_of(folder)
         self.identity = json.dumps([opened.identity(folder, self.step), self.scale])
         self._compiled = jax.jit(self.function, out_shardings=NamedSharding(mesh, PartitionSpec()))
 

@@ -113,9 +113,7 @@ def build(config: ConfigDict, recipe: Recipe) -> Run:
     if (steps := data.steps(config, tuned.soft())) is not None:
         config = config.copy_and_resolve_references()
         config.steps = steps
-    return Run(
-        recipe, config, mesh, data, tuned, setup.optimizer(config, tuned.axes(), tuned.still()), recipe.objective(config, model), scorer
-    )
+    return Run(recipe, config, mesh, data, tuned, tuned.optimizer(config), recipe.objective(config, model), scorer)
 
 
 def check_soft(soft: Soft | None, tasks: Sequence[str]) -> None:

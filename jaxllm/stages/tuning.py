@@ -13,6 +13,7 @@ from jaxllm.models import heads, peft, quantized
 from jaxllm.models.adapted import Adapted
 from jaxllm.models.model import Model
 from jaxllm.parallel import rules
+from jaxllm.stages import setup
 from jaxllm.stages.recipe import Beside, Soft
 from jaxllm.training.step import purpose_key
 
@@ -39,12 +40,16 @@ class Tuned(NamedTuple):
     def axes(self) -> Any:
         """Logical axes of what is trained."""
         own = self.model.axes() if self.method is None else self.method.axes()
-        return own if self.beside.head is None else {**own, heads.NAME: self.beside.head.axes()}
+        return own if self.beside.head is None else {**own, heads.NAME: self.beside.head.axes(own)}
 
     def still(self) -> list[str]:
         """Regexes of what is in the trained tree, and is not trained."""
         head = self.beside.head
         return [*(self.beside.still if self.method is None else ()), *([heads.PRIOR] if head is not None and head.prior else [])]
+
+    def optimizer(self, config: ConfigDict) -> Any:
+        """The optimizer of what is trained."""
+        return self.beside.paced(setup.optimizer(config, self.axes(), self.still()))
 
     def whole(self, trained: Any, frozen: Any) -> Any:
         """What `Model` computes with; where there is a head, `heads.of` finds it."""
@@ -56,7 +61,7 @@ class Tuned(NamedTuple):
         """What is trained of the model itself, and a fresh head beside it where there is one."""
         if self.beside.head is None:
             return own
-        return {**own, heads.NAME: self.beside.head.init(purpose_key(config.seed, "head", 0))}
+        return {**own, heads.NAME: self.beside.head.init(purpose_key(config.seed, "head", 0), own)}
 
     def init(self, config: ConfigDict) -> Callable[[], Any]:
         """Draws what is trained, with a base that is drawn too: for its shapes, or for a run without `init_from`."""

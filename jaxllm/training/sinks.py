@@ -97,7 +97,7 @@ class JsonLines:
             _cut_torn_line(self.path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps({key: _plain(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
         if self._remote:
             self._remembered().append(line)
             if time.monotonic() - self._written > REMOTE_SECONDS:
@@ -253,6 +253,11 @@ def _lines(content: bytes) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    """What JSON can say of it: numbers that are not finite become null, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -92,3 +92,18 @@ def test_what_was_cut_off():
     assert not found("grpo", Shape(mask_truncated=True))["weights"][2].any()
     set_, less = (found("dr_grpo", Shape(missing_end=-1.0, missing_end_how=how))["advantages"][2, 1] for how in ("set", "subtract"))
     assert set_ == pytest.approx((-1.0 - 2.0) / 2) and less == pytest.approx((1.5 - 2.0) / 2)
+
+
+def test_returns_on_one_scale():
+    """Two rollouts: each divided by the deviation of all returns so far; the critic's targets are on that scale."""
+    shape, seen, memory, quiet = Shape(normalise_returns=True), [], np.zeros(3, np.float32), {"coefficient": np.float32(0)}
+    for factor in (10.0, 30.0):
+        result = found("ppo", shape, scores=factor * SCORES, returns_seen=memory, values=np.zeros((6, 6), np.float32), **quiet)
+        seen += np.repeat(factor * SCORES, LENGTHS).tolist()
+        memory = result["returns_seen"]
+        np.testing.assert_allclose(result["returns_scale"], np.std(seen), rtol=1e-5)
+        np.testing.assert_allclose(memory, [len(seen), np.mean(seen), np.var(seen) * len(seen)], rtol=1e-5)
+        last = result["returns"][np.arange(6), LENGTHS]
+        np.testing.assert_allclose(last, factor * SCORES / np.std(seen), rtol=1e-5)
+    same = found("ppo", shape, scores=np.ones(6, np.float32), returns_seen=np.zeros(3, np.float32), **quiet)
+    assert same["returns_scale"] == 1 and np.isfinite(same["advantages"]).all()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxllm.rollouts import components
-from jaxllm.rollouts.rewards import RULES, Answer, Component, Failed, Rewards, make, normalised
+from jaxllm.rollouts.rewards import Answer, Component, Failed, Rewards, make
+from jaxllm.rollouts.rules import RULES, Bound
 from jaxllm.tasks.arithmetic import Arithmetic
 from jaxllm.tasks.task import Unscored
 
@@ -43,30 +44,22 @@ def test_every_kind_says_what_it_means(tmp_path):
     assert components.load_function("json:dumps") is json.dumps
 
 
-def test_the_rules_equal_numpy():
-    parts = {"a": np.array([1.0, 2.0, 3.0, 5.0]), "b": np.array([0.5, 0.5, 2.0, 1.0])}
-    weights = {"a": 2.0, "b": -1.0}
-    np.testing.assert_allclose(RULES["sum"](parts, weights, GROUPS), 2 * parts["a"] - parts["b"])
-    np.testing.assert_allclose(RULES["product"](parts, weights, GROUPS), parts["a"] ** 2 / parts["b"])
-    halves = [(x - x.mean()) / (x.std(ddof=1) + 1e-4) for x in (parts["a"][:2], parts["a"][2:])]
-    np.testing.assert_allclose(normalised(parts["a"], GROUPS), np.concatenate(halves))
-    found = RULES["normalised_sum"](parts, weights, GROUPS)
-    np.testing.assert_allclose(found, 2 * np.concatenate(halves) - normalised(parts["b"], GROUPS))
-    assert np.abs(normalised(1000 * parts["a"], GROUPS) - normalised(parts["a"], GROUPS)).max() < 1e-3
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_a_component_that_fails_is_missing_and_never_zero(rule):
     def fails(answers):
         return [1 / (a.text != "5") for a in answers]  # raises for the whole batch: only the culprit is missing
 
     good = Component("good", lambda answers: [0.0, 1.0, 0.0, 1.0])  # trap 13: a 0 is a reward like any other
-    found = Rewards([good, Component("bad", fails)], rule)(ANSWERS, GROUPS)
+    bad = Component("bad", fails)
+    if rule == "constraint":
+        bad = bad._replace(weight=0.0, bound=Bound(least=0.5))
+    found = Rewards([good, bad], rule)(ANSWERS, GROUPS)
     assert np.isnan(found.total).tolist() == [False, True, False, False] == np.isnan(found.parts["bad"]).tolist()
     assert not np.isnan(found.parts["good"]).any()
     assert "no value for 1 of 4" in found.problems[0] and "ZeroDivisionError" in found.problems[0]
-    unused = Rewards([good, Component("bad", fails, weight=0.0)], rule)(ANSWERS, GROUPS)
-    assert np.isfinite(unused.total).all()
+    if rule != "constraint":
+        unused = Rewards([good, Component("bad", fails, weight=0.0)], rule)(ANSWERS, GROUPS)
+        assert np.isfinite(unused.total).all()
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -83,8 +76,13 @@ def test_what_nobody_could_mean_is_refused():
     for components_, said in ([[], "nothing would be trained"], [[Component("c", len)] * 2, "two components called 'c'"]):
         with pytest.raises(ValueError, match=said):
             Rewards(components_)
+    for rule, bound in (("sum", Bound(most=1.0)), ("constraint", Bound())):
+        with pytest.raises(ValueError, match="go together"):
+            Rewards([Component("c", len), Component("d", len, 0.0, bound=bound)], rule)
     for entry, said in (
         ("lenght", "Unknown kind"),
+        ({"kind": "ended", "at_least": 1, "at_most": 2}, "no second bound"),
+        ({"kind": "ended", "at_least": 1, "weight": 2}, "has no weight"),
         ({"kind": "length"}, "needs 'cost'"),
         ({"kind": "ended", "cost": 1}, "does not know 'cost'"),
         ({"kind": "format", "pattern": "("}, "no regular expression"),

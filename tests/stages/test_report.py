@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxllm.stages import figures
 from jaxllm.stages.page import curves, dots
 from jaxllm.stages.report import read_jsonl, write_report
 
@@ -95,3 +96,14 @@ def test_a_picture_has_an_error_bar_for_every_score():
     picture = curves({"a": ([0, 5], [0.2, 0.4])}, "score", intervals={"a": ([0.1, 0.3], [0.3, 0.5])})
     assert "LineCollection" in picture and "LineCollection" not in curves({"a": ([0, 5], [0.2, 0.4])}, "score")
     assert "LineCollection" in dots({"a": (0.2, 0.1, 0.3), "b": (1.0, 1.0, 1.0)}, "score")
+
+
+def test_proxy_and_gold_over_steps_and_distance():
+    entries = [{"kind": "model", "name": "rm"}, {"kind": "task", "name": "gold", "weight": 0}, {"kind": "ended", "weight": 0}]
+    metrics = [{"step": i, "reward_rm": float(i), "reward_gold": 1 / i, "kl_sequence": i / 2} for i in (1, 2, 3)] + [
+        {"step": 4, "reward_rm": None}
+    ]
+    found = figures.over_optimisation(metrics, entries)
+    assert len(found) == 3 and all("gold (held out)" in page and "ended" not in page for page in found[1:]) and "square root" in found[2]
+    assert len(figures.over_optimisation([{k: v for k, v in r.items() if k != "kl_sequence"} for r in metrics], entries)) == 2
+    assert not figures.over_optimisation(metrics, entries[:1]) and not figures.over_optimisation([{"step": 1}], entries)

@@ -1,5 +1,6 @@
 """Policy optimisation through its own parts: it learns, resumes bit for bit, is the same on every mesh, and samples what it trains."""
 
+import functools
 import json
 import os
 import signal
@@ -13,108 +14,24 @@ import pytest
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.rollouts.methods import METHODS
 from jaxllm.rollouts.rewards import Answer
-from jaxllm.stages import methods, opened, programs, rewarded, rl, train
-from jaxllm.stages.config import flatten, nest, resolve
-from jaxllm.stages.recipe import Beside
-from jaxllm.training import state as states
-from jaxllm.training.step import jit_step
-from jaxllm.training.trees import join_feed, split_feed
-
-REWARD = '''
-"""The share of a letter, for tests; it kills its process where it is told to."""
-import os, signal
-
-CALLS = [0]
-
-def share(prompts, completions, rows):
-    CALLS[0] += 1
-    if os.environ.get("KILL_AT") == str(CALLS[0]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return [sum(c in "abcdefghijklmnop" for c in text) / 6 for text in completions]
-'''
-TINY = {
-    "seed": 5,
-    "steps": 6,
-    "batch_size": 32,
-    "sequence_length": 16,
-    "model": {"vocab_size": 264, "num_layers": 1, "width": 32, "num_heads": 2, "num_kv_heads": 1, "mlp_width": 64, "scan_layers": False},
-    "optimizer": {"learning_rate": 2e-2},
-    "schedule": {"name": "constant"},
-    "checkpoint": {"every": 2},
-    "log": {"every": 1, "tensorboard": False},
-    "rollout": {"prompts": 4, "samples_per_prompt": 8, "max_new_tokens": 6, "check_every": 1},
-}
+from jaxllm.stages import methods, opened, rewarded, rl, train
+from jaxllm.stages.config import resolve
+from tests.stages import rl_session
+from tests.stages.rl_session import Session, saved_and_loaded
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with prompts and a reward."""
     folder = tmp_path_factory.mktemp("rl")
-    (folder / "reward.py").write_text(REWARD)
-    prompts = ["go", "say it", "well then", "and", "now what"]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    rl_session.write(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def settings(place):
     """The tiny config, with whatever is changed by dotted key."""
-
-    def make(**changes):
-        base = {**TINY, "rollout": {**TINY["rollout"], "file": str(place / "prompts.jsonl")}}
-        base["rl"] = {"rewards": [{"kind": "function", "path": f"{place}/reward.py:share", "name": "share"}]}
-        return nest({**flatten(base), **{name.replace("__", "."): value for name, value in changes.items()}}).to_dict()
-
-    return make
-
-
-COMPILED = {}  # what sessions of the same shapes share
-
-
-class Session:
-    """A run's parts, without its files; what was compiled for an earlier one is used again."""
-
-    def __init__(self, config, folder, devices=1, share=True):
-        built = train.build(resolve(config), rl.RECIPE)
-        self.made = made = built._replace(mesh=make_mesh(devices=jax.devices()[:devices]))
-        self.axes = made.tuned.axes()
-        with jax.set_mesh(made.mesh):
-            self.state, self.frozen = self.begin(json.dumps([devices, made.config.peft.name, made.config.rl.method == "ppo"]))
-            self.feed = rl.feed(made, str(folder))
-            self.step = jit_step(programs.make_update(made.config, made.tuned, made.objective, made.optimizer), self.state)
-        if share:
-            making, heat = self.feed._making, made.config.rollout.temperature
-            sizes = (devices, heat, made.config.batch_size, made.config.rl.method == "ppo")
-            making.sampler = COMPILED.setdefault(("sampler", devices, heat), making.sampler)
-            making.greedy = making.greedy and COMPILED.setdefault(("greedy", devices), making.greedy)
-            making.scorer = COMPILED.setdefault(("scorer", *sizes), making.scorer)
-            making.credit = COMPILED.setdefault(("credit", devices, json.dumps(config["rl"])), making.credit)
-            self.step = COMPILED.setdefault(("step", devices, json.dumps(config)), self.step)
-        self.batches, self.reports = [], []
-
-    def begin(self, key):
-        """The state at step 0 and what is frozen, drawn once for all sessions that begin alike."""
-        made = self.made
-        if key not in COMPILED:
-            state = states.create(made.tuned.init(made.config), made.optimizer, made.mesh, self.axes, guard=None)
-            still = opened.frozen(made.config, made.mesh, made.tuned._replace(beside=Beside(reference=True)), None)
-            leaves, tree = jax.tree.flatten((state, still))
-            COMPILED[key] = jax.device_get(leaves), [leaf.sharding for leaf in leaves], tree
-        leaves, places, tree = COMPILED[key]
-        state, still = jax.tree.unflatten(tree, list(map(jax.device_put, leaves, places)))
-        return state, still if made.tuned.beside.reference or made.tuned.method else {}
-
-    def run(self, count):
-        with jax.set_mesh(self.made.mesh):
-            for _ in range(count):
-                batch = self.feed(self.state, self.frozen)
-                self.batches.append(jax.device_get(batch))
-                self.state, report = self.step(self.state, self.frozen, batch)
-                self.reports.append({name: float(value) for name, value in report.items()})
-        return self
-
-    def params(self):
-        return jax.tree.leaves(jax.device_get(self.state.params))
+    return functools.partial(rl_session.settings_in, place)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +89,7 @@ def test_stale_weights_are_caught(grpo):
 
 def test_advantages_are_those_of_the_rewards_by_group(settings, tmp_path):
     session = Session(settings(batch_size=16, rollout__epochs=2), tmp_path).run(4)
-    whole = session.feed._buffer
+    whole = session.feed.rollouts[-1].buffer
     reward = whole["stat_reward"].reshape(4, 8)
     expected = (reward - reward.mean(1, keepdims=True)) / (reward.std(1, ddof=1, keepdims=True) + 1e-4)
     at_end = np.take_along_axis(whole["advantages"], whole["weights"].argmax(1)[:, None], 1)[:, 0]
@@ -187,11 +104,6 @@ def test_advantages_are_those_of_the_rewards_by_group(settings, tmp_path):
 
 
 RESUMED = {"batch_size": 16, "rl__kl_coefficient": 0.1, "rl__kl_controller": "adaptive", "rl__method": "reinforce_plus_plus"}
-
-
-def saved_and_loaded(feed_state):
-    arrays, nested = split_feed(feed_state)
-    return join_feed({name: np.array(array) for name, array in arrays.items()}, json.loads(json.dumps(nested)))
 
 
 @pytest.mark.parametrize("at", [2, 3])
@@ -210,7 +122,7 @@ def test_stopped_and_resumed_is_never_stopped(at, settings, tmp_path):
     for ours, theirs in zip(again.batches, whole.batches[at:], strict=True):
         assert all(np.array_equal(ours[name], theirs[name], equal_nan=True) for name in theirs)
     assert all(np.array_equal(a, b) for a, b in zip(again.params(), whole.params(), strict=True))
-    assert again.feed._coefficient == whole.feed._coefficient != np.float32(0.1)
+    assert again.feed._carry == whole.feed._carry != whole.feed._carry._replace(coefficient=np.float32(0.1))
 
 
 def test_eight_devices_are_as_one(grpo, settings, tmp_path):
@@ -260,14 +172,17 @@ def test_reward_models_are_components(settings, place, monkeypatch):
     config = resolve(settings(rl__rewards=entries))
     rewards = rewarded.rewards_of(config, rl.open_prompts(config).asked)
     found = rewards([Answer("p", text, {}, np.zeros(1, np.int32), True) for text in ("abc", "")], np.zeros(2, int))
-    assert [found.parts[of][0] for of in ("mean", "worst", "mean_minus_std")] == [4, 3, 3] and np.isnan(found.total[1])
+    assert [found.parts[of][0] for of in ("mean", "worst", "mean_minus_std", "std")] == [4, 3, 3, 1] and np.isnan(found.total[1])
     assert rewards.everywhere
+
+
+KEPT = {"batch_size": 16, "rollout__lag": 3, "rollout__replay": 1, "rollout__replay_share": 0.5, "rl__reward_rule": "running_sum"}
 
 
 @pytest.fixture(scope="module")
 def config_file(settings, place):
     path = place / "config.py"
-    text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings(batch_size=16)!r})\n"
+    text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings(**KEPT)!r})\n"
     path.write_text(text)
     return path
 

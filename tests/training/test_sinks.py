@@ -192,3 +192,9 @@ def test_without_the_extra_the_command_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install 'jaxllm\[wandb\]'"):
         Wandb("project", tmp_path)
+
+
+def test_what_is_not_finite_is_null_at_any_depth(tmp_path):
+    file = JsonLines(tmp_path / "x.jsonl")
+    file.write({"a": float("nan"), "rewards": {"b": float("inf"), "c": 1.5}, "tokens": [1, float("nan")]})
+    assert file.read() == [{"a": None, "rewards": {"b": None, "c": 1.5}, "tokens": [1, None]}]
