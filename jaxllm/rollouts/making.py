@@ -11,6 +11,7 @@ from jaxllm.parallel import hosts
 from jaxllm.rollouts.rewards import Answer, Rewarded, Rewards
 from jaxllm.rollouts.rollout import Prompt, Sampler, Samples, drawn, rows_of
 from jaxllm.rollouts.scoring import Scorer
+from jaxllm.rollouts.turns import statistics
 
 Buffer = dict[str, np.ndarray]  # [R, ...] each, ordered by sample id
 
@@ -117,6 +118,7 @@ class Making:
             buffer["old"] = looked["log_probs"]
         buffer |= {"reference": looked["reference"]} if "reference" in looked else {}
         buffer |= {"old_values": looked["values"]} if "values" in looked else {}
+        buffer |= statistics(samples)
         return Made(buffer | _statistics(rows, known, found, rewarded, plan), samples, rewarded, clock.seconds)
 
     def _looked(self, weights: Weights, rows: Mapping[str, np.ndarray], number: int, step: int) -> dict[str, np.ndarray]:
