@@ -140,13 +140,12 @@ class Sampler:
         found = {done.id: done for done in self._engine.run(params, requests, self.key(step), ends)}
         finished = [found[id] for id in range(ids.size)]
         own = [prompt for prompt in prompts for _ in range(num_samples)]
-        answers = [
-            Answer(
-                p.text, self.endings.text(last[done.id // num_samples], done.tokens), p.row, np.array(done.tokens, np.int32), done.stopped
-            )
-            for p, done in zip(own, finished, strict=True)
-        ]
+        answers = [self._answer(prompt, done) for prompt, done in zip(own, finished, strict=True)]
         return Samples(own, np.repeat(np.arange(len(prompts), dtype=np.int32), num_samples), finished, answers)
+
+    def _answer(self, prompt: Prompt, done: Any) -> Answer:
+        text = self.endings.text(prompt.tokens[-1:].tolist(), done.tokens)
+        return Answer(prompt.text, text, prompt.row, np.array(done.tokens, np.int32), done.stopped)
 
     def key(self, step: int) -> jax.Array:
         """Of all draws of the rollout at this step."""

@@ -3,16 +3,21 @@
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxllm.data.chat import Template, WrongDialogue
 from jaxllm.data.formats import cut, read_piece
 from jaxllm.data.sources import list_files, make_sources
+from jaxllm.evaluation.suite import How, Result, Suite
 from jaxllm.parallel import hosts
 from jaxllm.rollouts.protocol import Between, Talk, Turns
 from jaxllm.rollouts.tools import Tool, make
+from jaxllm.rollouts.turns import TurnTexts
 from jaxllm.sampling.endings import Endings
+from jaxllm.sampling.text import Texts, stop_ids
+from jaxllm.tasks.task import Generation
 
 PIECE = 1 << 26  # bytes of a file that are read at a time
 
@@ -106,3 +111,28 @@ def tool_lines(config: ConfigDict, talk: Talk | None) -> list[str]:
     return [
         f"tools: {', '.join(talk.tools)}; at most {section.max_turns} turns, and {section.max_tool_tokens} tokens of results behind each"
     ]
+
+
+class ToolSuite(Suite):
+    """A `Suite` whose answers may call the tools of a config, as its rollouts do.
+
+    Args:
+      config: whose `rollout.*` says which, and how they are called.
+      what, sizes: see `Suite`.
+    """
+
+    def __init__(self, config: ConfigDict, *what: Any, **sizes: Any):
+        super().__init__(*what, **sizes)
+        self._config, self._tools = config, tools_of(config)
+
+    def run(self, *what: Any, who: str = "", **how: Any) -> Result:
+        """See `Suite.run`; records tell answers with these tools from others."""
+        section = {name: self._config.rollout[name] for name in ("tools", "corpus", "result", "max_turns", "max_tool_tokens")}
+        return super().run(*what, who=f"{who} {section} {content(self._config)}", **how)
+
+    def texts(self, task: Generation, how: How) -> Texts:
+        """See `Suite.texts`."""
+        endings = Endings(self.tokenizer, task.stop, stop_ids(self.tokenizer, []))
+        talk = talk_of(self._config, self._tools, endings, None)
+        assert talk is not None
+        return TurnTexts(self.model, self.tokenizer, talk=talk, max_turns=self._config.rollout.max_turns, **self.written(task, how))

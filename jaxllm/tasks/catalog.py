@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxllm.tasks import choice, exact, natural
-from jaxllm.tasks.arithmetic import Arithmetic
+from jaxllm.tasks.arithmetic import Arithmetic, WorkedArithmetic
 from jaxllm.tasks.code import MBPP, HumanEval
 from jaxllm.tasks.instructions import Instructions
 from jaxllm.tasks.math import GSM8K, MATH, SVAMP
@@ -38,6 +38,7 @@ class NoFile(ValueError):
 BIG_BENCH = ("bigbench_[!dor]*", "task")
 TASKS: dict[str, Entry] = {
     "arithmetic": Entry(Arithmetic(), "sums and differences, made here"),
+    "arithmetic_calls": Entry(WorkedArithmetic(), "the same, worked out by a call of a calculator: what rollout.tools starts from"),
     "text": Entry(Text(), "perplexity and bits per byte of documents {text}", ("*",)),
     "lambada": Entry(exact.LAMBADA(), "the last word of a passage", ("lambada*",)),
     "continuation": Entry(Continuation(), "rows {context, continuation}: how a text goes on, word for word", ("*",)),

@@ -12,7 +12,7 @@ from jaxllm.rollouts.methods import METHODS
 from jaxllm.rollouts.protocol import Between
 from jaxllm.rollouts.rollout import Prompt, rows_of
 from jaxllm.rollouts.tools import DONE, ERROR, make
-from jaxllm.rollouts.turns import MODEL, TurnSampler, statistics
+from jaxllm.rollouts.turns import MODEL, Talking, TurnSampler, statistics
 from jaxllm.sampling.endings import Endings
 from jaxllm.sampling.engine import Finished
 
@@ -28,6 +28,8 @@ ENDINGS = Endings(BYTES, ("\n",), BYTES.stop_ids)
 
 class Scripted:
     """An engine whose model writes what it is told to, a turn for each request, two rows at a time."""
+
+    length = 80
 
     def __init__(self):
         self.asked = []
@@ -53,9 +55,10 @@ def played():
     talk = Between(make([{"kind": "calculator", "open": "[", "close": "]"}]), ENDINGS, ("{", "}"), 30)
     how = {"sequence_length": 80, "max_new_tokens": 16, "temperature": 1.0, "seed": 0}
     sampler = TurnSampler(None, ENDINGS, talk=talk, max_turns=3, **how)
-    sampler._engine = Scripted()
+    engine = Scripted()
+    sampler._engine = Talking(engine, talk, 3, 0)
     prompts = [Prompt("p", BYTES.encode("pp"), {"n": 0}), Prompt("q", BYTES.encode("q"), {"n": 1})]
-    return sampler({}, prompts, 2, 0), sampler._engine
+    return sampler({}, prompts, 2, 0), engine
 
 
 def test_a_call_is_answered_behind_the_models_own_tokens_and_it_writes_on(played):

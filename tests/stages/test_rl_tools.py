@@ -74,6 +74,8 @@ def session(settings, folder, talk=None):
     KEPT.append((making.sampler, making.scorer, making.credit, found.step))
     making.sampler, making.scorer, making.credit, found.step = KEPT[0]
     making.sampler.talk = talk or own
+    if making.sampler._engine is not None:
+        making.sampler._engine.talk = making.sampler.talk
     return found
 
 
@@ -117,7 +119,7 @@ def test_stopped_and_resumed_is_never_stopped(at, whole, settings, tmp_path):
     first = session(settings, tmp_path, EveryThird()).run(at)
     kept, state = saved_and_loaded(first.feed.state()), first.state
     if at == 2:
-        first.feed._making.sampler.talk.answer = None  # killed midway
+        first.feed._making.sampler._engine.talk.answer = None  # killed midway
         with pytest.raises(TypeError):
             first.run(1)
     again = session(settings, tmp_path, EveryThird())
@@ -138,7 +140,7 @@ def test_eight_devices_and_few_slots_write_the_same(whole, settings, tmp_path):
         params = jax.device_put(jax.device_get(state.params), jax.NamedSharding(made.mesh, jax.P()))
         rows = rows_of(making.sampler(params, chosen, 8, 0), 32)
     first = whole.batches[0]["tokens"].tolist() + whole.batches[1]["tokens"].tolist()
-    assert sorted(rows["tokens"].tolist()) == sorted(first) and making.sampler._engine.slots == 8
+    assert sorted(rows["tokens"].tolist()) == sorted(first) and making.sampler._engine.engine.slots == 8
 
 
 def test_it_learns_to_call_the_calculator(settings, tmp_path):
