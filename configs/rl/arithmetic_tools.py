@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "max_tool_tokens": 12,
             },
             "rl": {"method": "grpo", "rewards": ["task", {"kind": "tools", "weight": 0.0}]},
-            "optimizer": {"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 5e-5, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "checkpoint": {"every": 2 if tiny else 50},
             "eval": {"every": 2 if tiny else 50},

@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stage": "sft",
-            "steps": 4 if tiny else 250,
+            "steps": 4 if tiny else 600,
             "batch_size": 16,
             "sequence_length": 64 if tiny else 128,
             "model": {
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "chat": {"template": "bare"},
             "optimizer": {"name": "adamw", "learning_rate": 2e-3, "b2": 0.95, "weight_decay": 0.0},
             "schedule": {"name": "cosine", "warmup": 0.1},
-            "checkpoint": {"every": 125},
-            "eval": {"every": 2 if tiny else 125, "batches": 2},
+            "checkpoint": {"every": 200},
+            "eval": {"every": 2 if tiny else 200, "batches": 2},
         }
     )
