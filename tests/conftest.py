@@ -7,9 +7,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "64")  # threads of XLA's pool; see `setup.FAKED_THREADS`
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
-    "--xla_backend_optimization_level=0 "  # compiles in half the time; what tests start as
+    "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")  # compiles in half the time; what tests start as
     # processes of their own is compiled as for users
-    + os.environ.get("XLA_FLAGS", "")
 )
 
 import jax

@@ -138,3 +138,28 @@ def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) 
     parts = _rendered(dialogue, template, _symbols(ids, tokenizer), [], True)
     asked = tokenizer.encode_pieces([_pieces(parts, ids)[1]])[0][0]
     return np.concatenate([np.asarray(tokenizer.opening, np.int32), asked])
+
+
+def encode_results(calls: Message, results: Sequence[Message], template: Template, tokenizer: Tokenizer) -> np.ndarray:
+    """What stands between an answer that called tools, its end token included, and the next answer: the results' turns and the header of
+    the assistant's; int32 [n]. It follows the tokens of any such answer as they are.
+
+    Args:
+      calls: an answer that calls tools, to stand for any.
+      results: of role tool.
+      template: that has a form for tools.
+      tokenizer: of the model.
+
+    Raises:
+      WrongDialogue: a result that spells a special token, or a template that has no form for these turns.
+      ValueError: special tokens that the vocabulary lacks.
+    """
+    ids = spelled(template, tokenizer)
+    dialogue = Dialogue((Message("user", "..."), calls, *results))
+    check(dialogue._replace(messages=dialogue.messages[:3]), template, message_weights(dialogue._replace(messages=dialogue.messages[:3])))
+    parts = _rendered(dialogue, template, _symbols(ids, tokenizer), [1], True)
+    answer = [i for i, part in enumerate(parts) if part.turn == 1 and part.said]
+    if not answer:
+        raise WrongDialogue(dialogue, f"has an answer that calls tools, which template {template.name!r} does not show")
+    pieces = _pieces(parts[answer[-1] + 1 :], ids)[1]
+    return tokenizer.encode_pieces([[tokenizer.eos_id, *pieces]])[0][0][1:]

@@ -168,19 +168,20 @@ class Suite:
                 if row in wanted:
                     yield row, _judged(task, rows[row], likes, sizes[row])
 
+    def texts(self, task: Generation, how: How) -> Texts:
+        """What writes the answers to a task."""
+        return Texts(self.model, self.tokenizer, **self.written(task, how))
+
+    def written(self, task: Generation, how: How) -> dict[str, Any]:
+        """The options of `Texts` for a task."""
+        sizes = {"max_new_tokens": how.max_new_tokens or task.max_new_tokens, "length": self.length, "slots": self.slots}
+        return {**sizes, "sampling": Sampling(temperature=how.temperature, top_p=how.top_p), "stop": task.stop}
+
     def _answers(
         self, params: Any, task: Generation, rows: Sequence[Row], left: Sequence[int], shown: str, how: How
     ) -> Iterator[tuple[int, Record]]:
         """Has the answers of some rows written, then scores them together."""
-        texts = Texts(
-            self.model,
-            self.tokenizer,
-            max_new_tokens=how.max_new_tokens or task.max_new_tokens,
-            sampling=Sampling(temperature=how.temperature, top_p=how.top_p),
-            stop=task.stop,
-            length=self.length,
-            slots=self.slots,
-        )
+        texts = self.texts(task, how)
         for start in range(0, len(left), CHUNK):
             chunk = left[start : start + CHUNK]
             asked = [shown + task.prompt(rows[row]) for row in chunk]

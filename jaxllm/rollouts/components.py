@@ -2,11 +2,12 @@
 
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,26 @@ def form(pattern: str) -> Score:
 
 
 def function(path: str) -> Score:
-    """A Python function by `module:name` or `FILE.py:name`, called as f(prompts=[...], completions=[...], rows=[...]) -> list."""
+    """A Python function by `module:name` or `FILE.py:name`, called as f(prompts=[...], completions=[...], rows=[...]) -> list.
+
+    One that has a parameter `turns` is given what models and tools said too: of each completion a list of {who, text, happened}.
+    """
     called = load_function(path)
+    turns = "turns" in _parameters(called)
 
     def score(answers: Sequence[Answer]) -> Sequence[Any]:
-        return called(
-            prompts=[a.prompt for a in answers], completions=[a.text for a in answers], rows=[dict(answer.row) for answer in answers]
-        )
+        more = {"turns": [[turn._asdict() for turn in answer.turns] for answer in answers]} if turns else {}
+        said = {"prompts": [a.prompt for a in answers], "completions": [a.text for a in answers]}
+        return called(**said, rows=[dict(answer.row) for answer in answers], **more)
 
     return score
+
+
+def _parameters(called: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(called).parameters
+    except ValueError:  # some that are written in C do not say
+        return ()
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -118,6 +130,19 @@ def load_function(path: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"Reward function {path!r} is no function but {found!r}. Give module:name or FILE.py:name.")
     return found
+
+
+def tools(tool: str | None = None) -> Score:
+    """1 for completions with a call that was answered without an error, else 0.
+
+    Args:
+      tool: of this name; None: of any.
+    """
+
+    def one(answer: Answer) -> float:
+        return float(any(turn.happened == "done" and tool in (None, turn.who) for turn in answer.turns))
+
+    return lambda answers: [one(answer) for answer in answers]
 
 
 def command(command: Sequence[str], timeout: float = 600.0) -> Score:
@@ -160,6 +185,7 @@ KINDS = {
     "overlong": overlong,
     "ended": ended,
     "format": form,
+    "tools": tools,
     "function": function,
     "command": command,
 }

@@ -13,6 +13,7 @@ from jaxllm.rollouts.rewards import Answer, Rewarded, Rewards
 from jaxllm.rollouts.rollout import Prompt, Sampler, Samples, drawn, rows_of
 from jaxllm.rollouts.rules import NOTHING, Memory
 from jaxllm.rollouts.scoring import Scorer
+from jaxllm.rollouts.turns import statistics
 
 Buffer = dict[str, np.ndarray]  # [R, ...] each, ordered by sample id
 
@@ -145,6 +146,7 @@ class Making:
         after = carry._replace(prompts=prompts, rewards=self.rewards.learnt(carry.rewards, rewarded.parts))
         if "returns_seen" in found:
             after = after._replace(returns=tuple(map(float, found["returns_seen"])))
+        buffer |= statistics(samples)
         return Made(buffer | _statistics(rows, known, found, rewarded, plan), samples, rewarded, clock.seconds, after)
 
     def _judged(self, weights: Weights, first: int, places: np.ndarray, attempt: int, step: int, memory: Memory, clock: "_Clock") -> Judged:

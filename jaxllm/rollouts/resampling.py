@@ -1,6 +1,6 @@
 """Dynamic sampling: prompts whose samples all have one reward give way to the next prompts, a few times at most (DAPO)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ def replaced(old: Judged, places: np.ndarray, new: Judged) -> Judged:
     rows = (places[:, None] * size + np.arange(size)).reshape(-1)
     samples, other = old.samples, new.samples
 
-    def list_of(mine: list, theirs: list) -> list:
+    def list_of(mine: Sequence, theirs: Sequence) -> list:
         found = list(mine)
         for row, one in zip(rows, theirs, strict=True):
             found[row] = one

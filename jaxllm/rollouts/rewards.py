@@ -12,15 +12,25 @@ from jaxllm.rollouts.rules import RULES, Bound, Memory, Weighing
 UNBOUND = Bound()
 
 
+class Spoken(NamedTuple):
+    """A turn of a completion that tools take part in: "model" or a tool's name, the text, and of a tool what happened ("done", "error",
+    "timed out")."""
+
+    who: str
+    text: str
+    happened: str = ""
+
+
 class Answer(NamedTuple):
     """A completion to be judged.
 
     Attributes:
       prompt: its text.
-      text: of the completion, without the stop token or stop string at its end.
+      text: of the completion, without the stop token or stop string at its end; with tools: of the model's last turn.
       row: the fields of the prompt's row.
-      tokens: int32 [n], a stop token included.
+      tokens: int32 [n], a stop token included; with tools: the model's own.
       ended: whether it ended by itself, and not by its length.
+      turns: all that was said, where there are tools.
     """
 
     prompt: str
@@ -28,6 +38,7 @@ class Answer(NamedTuple):
     row: Mapping[str, Any]
     tokens: np.ndarray
     ended: bool
+    turns: tuple[Spoken, ...] = ()
 
 
 Score = Callable[[Sequence[Answer]], Sequence[Any]]  # a number for each answer; None or NaN: there is none

@@ -10,7 +10,7 @@ import numpy as np
 from jaxllm.data.mixtures import shuffle_key, shuffled
 from jaxllm.models.model import Model
 from jaxllm.parallel import rules
-from jaxllm.rollouts.rewards import Answer
+from jaxllm.rollouts.rewards import Answer, Spoken
 from jaxllm.sampling.endings import Endings
 from jaxllm.sampling.engine import Engine, Finished, Request
 from jaxllm.sampling.logits import Sampling
@@ -44,6 +44,37 @@ def drawn(seed: int, first: int, count: int, num_prompts: int) -> np.ndarray:
     return shuffled(places, np.full(count, num_prompts), keys)
 
 
+class Played(NamedTuple):
+    """A completion that a model and its tools wrote in turns; see `engine.Finished`, which is one of the model alone.
+
+    Attributes:
+      id: of the sample.
+      tokens: everything behind the prompt.
+      log_probs, filtered_log_probs: of each token; 0 where a tool wrote it.
+      stopped: whether the model ended it.
+      own: whether the model wrote a token.
+      turns: what was said, in order.
+      num_turns: of the model.
+      cut: results that were shortened.
+    """
+
+    id: int
+    tokens: list[int]
+    log_probs: list[float]
+    filtered_log_probs: list[float]
+    stopped: bool
+    own: list[bool]
+    turns: tuple[Spoken, ...]
+    num_turns: int
+    cut: int
+
+
+def places(prompt: Prompt, done: Finished | Played) -> np.ndarray:
+    """Where in a row the model's own tokens are the targets: int64 [n]."""
+    own = np.array(done.own, bool) if isinstance(done, Played) else np.ones(len(done.tokens), bool)
+    return len(prompt.tokens) - 1 + np.flatnonzero(own)
+
+
 class Samples(NamedTuple):
     """Completions in the order of their ids: those of the first prompt, of the second, ...
 
@@ -57,7 +88,7 @@ class Samples(NamedTuple):
 
     prompts: list[Prompt]
     groups: np.ndarray
-    finished: list[Finished]
+    finished: Sequence[Finished | Played]
     answers: list[Answer]
     ids: np.ndarray
 
@@ -105,8 +136,7 @@ class Sampler:
           ids: int [prompts, samples], what names the noise of each; None: they are counted from 0.
         """
         if self._engine is None:  # under the mesh of the run
-            sizes = {"slots": self.slots, "length": self.length, "max_new_tokens": self.max_new_tokens}
-            self._engine = engine_of(self.model, self.sampling, rows=len(prompts) * num_samples, **sizes)
+            self._engine = self._made(len(prompts) * num_samples)
         ids = np.arange(len(prompts) * num_samples).reshape(len(prompts), num_samples) if ids is None else ids
         requests = (Request(p.tokens, tuple(map(int, own)), self.max_new_tokens) for p, own in zip(prompts, ids, strict=True))
         last = {int(id): prompt.tokens[-1:].tolist() for prompt, own in zip(prompts, ids, strict=True) for id in own}
@@ -114,16 +144,21 @@ class Sampler:
         found = {done.id: done for done in self._engine.run(params, requests, self.key(step), ends)}
         finished = [found[int(id)] for id in ids.reshape(-1)]
         own = [prompt for prompt in prompts for _ in range(num_samples)]
-        answers = [
-            Answer(p.text, self.endings.text(last[done.id], done.tokens), p.row, np.array(done.tokens, np.int32), done.stopped)
-            for p, done in zip(own, finished, strict=True)
-        ]
+        answers = [self._answer(prompt, done) for prompt, done in zip(own, finished, strict=True)]
         groups = np.repeat(np.arange(len(prompts), dtype=np.int32), num_samples)
         return Samples(own, groups, finished, answers, ids.reshape(-1).astype(np.int32))
+
+    def _answer(self, prompt: Prompt, done: Any) -> Answer:
+        text = self.endings.text(prompt.tokens[-1:].tolist(), done.tokens)
+        return Answer(prompt.text, text, prompt.row, np.array(done.tokens, np.int32), done.stopped)
 
     def key(self, step: int) -> jax.Array:
         """Of all draws of the rollout at this step."""
         return purpose_key(self.seed, PURPOSE, step)
+
+    def _made(self, rows: int) -> Any:
+        sizes = {"slots": self.slots, "length": self.length, "max_new_tokens": self.max_new_tokens}
+        return engine_of(self.model, self.sampling, rows=rows, **sizes)
 
 
 def engine_of(model: Model, sampling: Sampling, *, rows: int, slots: int, length: int, max_new_tokens: int) -> Engine:
@@ -148,18 +183,18 @@ def rows_of(samples: Samples, sequence_length: int) -> dict[str, np.ndarray]:
       sequence_length: T.
 
     Returns:
-      [R, T]: tokens, targets, segments, positions int32; weights float32, 1 where the target was sampled; sampler float32, its
-      log-probability as it was drawn.
+      [R, T]: tokens, targets, segments, positions int32; weights float32, 1 where the target was sampled (and not put there by a tool);
+      sampler float32, its log-probability as it was drawn.
     """
     shape = (len(samples.finished), sequence_length)
     rows = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segments")}
     rows |= {name: np.zeros(shape, np.float32) for name in ("weights", "sampler")}
     for i, (prompt, done) in enumerate(zip(samples.prompts, samples.finished, strict=True)):
-        tokens, asked = np.concatenate([prompt.tokens, np.array(done.tokens, np.int32)]), len(prompt.tokens)
+        tokens, at = np.concatenate([prompt.tokens, np.array(done.tokens, np.int32)]), places(prompt, done)
         assert len(tokens) <= sequence_length, (len(tokens), sequence_length)
         rows["tokens"][i, : len(tokens)] = tokens
         rows["targets"][i, : len(tokens) - 1] = tokens[1:]
         rows["segments"][i, : len(tokens)] = 1
-        rows["weights"][i, asked - 1 : len(tokens) - 1] = 1.0
-        rows["sampler"][i, asked - 1 : len(tokens) - 1] = done.filtered_log_probs
+        rows["weights"][i, at] = 1.0
+        rows["sampler"][i, at] = np.array(done.filtered_log_probs)[at - len(prompt.tokens) + 1]
     return rows | {"positions": np.broadcast_to(np.arange(sequence_length, dtype=np.int32), shape).copy()}

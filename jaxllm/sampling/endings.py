@@ -19,7 +19,7 @@ class Endings:
 
     def text(self, before: Sequence[int], tokens: Sequence[int]) -> str:
         """What tokens say after the last token of their prompt (`before`), without a stop token or a stop string at the end."""
-        text = self._decoded(before, tokens[:-1] if len(tokens) and tokens[-1] in self.stop_ids else tokens)
+        text = self.decoded(before, tokens[:-1] if len(tokens) and tokens[-1] in self.stop_ids else tokens)
         found = [text.index(stop) for stop in self.stop if stop in text]
         return text[: min(found)] if found else text
 
@@ -34,10 +34,10 @@ class Endings:
         return high
 
     def _holds(self, before: Sequence[int], tokens: Sequence[int]) -> bool:
-        text = self._decoded(before, tokens)
+        text = self.decoded(before, tokens)
         return any(stop in text for stop in self.stop)
 
-    def _decoded(self, before: Sequence[int], tokens: Sequence[int]) -> str:
+    def decoded(self, before: Sequence[int], tokens: Sequence[int]) -> str:
         """The text of tokens that follow a prompt: some tokenizers drop a space from the beginning of a text, which this is not."""
         head, whole = self.tokenizer.decode(before), self.tokenizer.decode([*before, *tokens])
         return whole[len(head) :] if head and whole.startswith(head) else self.tokenizer.decode(tokens)

@@ -59,12 +59,12 @@ class Engine(Programs):
     Scheduling changes no token: a row's numbers depend on its own tokens, and its noise on its id and position.
     """
 
-    def run(self, params: Any, requests: Iterable[Request], rng: jax.Array, ends: Ends | None = None) -> Iterator[Finished]:
+    def run(self, params: Any, requests: Iterable[Request | None], rng: jax.Array, ends: Ends | None = None) -> Iterator[Finished]:
         """Yields every continuation as it ends.
 
         Args:
           params: the model's parameters; nothing of them is copied.
-          requests: taken as there is room, so they may be made while the engine runs.
+          requests: taken as there is room, so they may be made while the engine runs, of what it has yielded so far; None: none just now.
           rng: a key; fold the step of a training run into it.
           ends: what else ends a row, such as a stop string.
 
@@ -105,7 +105,7 @@ class Engine(Programs):
 class _Run:
     """The host's books of one `Engine.run`."""
 
-    def __init__(self, engine: Engine, params: Any, requests: Iterator[Request], rng: jax.Array, ends: Ends | None):
+    def __init__(self, engine: Engine, params: Any, requests: Iterator[Request | None], rng: jax.Array, ends: Ends | None):
         self.engine, self.params, self.requests, self.rng, self.ends = engine, params, requests, rng, ends
         self.running = engine._start()
         self.held: dict[int, _Waiting] = {}  # slot -> its row; `known` and `written` grow

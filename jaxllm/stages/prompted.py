@@ -14,12 +14,14 @@ from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.data.tokenizers import make_tokenizer
 from jaxllm.evaluation.prompts import Split, split
 from jaxllm.parallel import hosts
+from jaxllm.rollouts.protocol import Talk
 from jaxllm.rollouts.rollout import Prompt
 from jaxllm.sampling.endings import Endings
 from jaxllm.sampling.text import encode_prompt as encode_text
 from jaxllm.sampling.text import stop_ids
 from jaxllm.stages import inputs, methods, spoken, wanted, workdir
 from jaxllm.stages.recipe import EvalRows, Soft
+from jaxllm.stages.tools import reserved, talk_of, tool_lines, tools_of
 from jaxllm.tasks.catalog import open_task
 from jaxllm.tasks.rows import read_rows
 from jaxllm.tasks.task import Generation, Row
@@ -65,8 +67,16 @@ class PromptRows:
 class PromptData:
     """Prompts as the data of a run, and the text that is trained on beside them. See `recipe.Data`."""
 
-    def __init__(self, tokenizer: Tokenizer, prompts: Sequence[Prompt], asked: Asked, endings: Endings, text: inputs.TextData | None):
-        self.tokenizer, self.prompts, self.asked, self.endings, self.text = tokenizer, prompts, asked, endings, text
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        asked: Asked,
+        endings: Endings,
+        text: inputs.TextData | None,
+        talk: Talk | None = None,
+    ):
+        self.tokenizer, self.prompts, self.asked, self.endings, self.text, self.talk = tokenizer, prompts, asked, endings, text, talk
         self.content = self.train_content = content_of(prompts, text)
 
     def check(self, config: ConfigDict, folder: str, whole: Any = None) -> None:
@@ -108,6 +118,7 @@ class PromptData:
         return [
             f"prompts: {len(self.prompts):,} of {self.asked.name}, the longest {longest} tokens; completions of at most"
             f" {self.asked.max_new_tokens}",
+            *tool_lines(config, self.talk),
             f"rollouts: {section.prompts} prompts x {section.samples_per_prompt} samples, {methods.updates(config)} update(s) each",
         ]
 
@@ -137,8 +148,11 @@ def open_prompts(config: ConfigDict) -> PromptData:
     rows = [row for row in asked.rows if asked.text(row) not in held]
     if len(rows) < len(asked.rows):
         hosts.say(f"{asked.name}: {len(asked.rows) - len(rows):,} of {len(asked.rows):,} prompts are those of tasks.names, and left out.")
-    prompts = [encoded(asked.text(row), row, tokenizer, template) for row in rows]
-    return PromptData(tokenizer, fitting(config, prompts, asked), asked, endings_of(asked, tokenizer, template), text)
+    tools, endings = tools_of(config), endings_of(asked, tokenizer, template)
+    talk = talk_of(config, tools, endings, template)
+    schemas = tuple(tool.schema() for tool in tools.values())
+    prompts = [encoded(asked.text(row), row, tokenizer, template, schemas) for row in rows]
+    return PromptData(tokenizer, fitting(config, prompts, asked), asked, endings, text, talk)
 
 
 def _evaluated(config: ConfigDict) -> list[wanted.Asked]:
@@ -186,13 +200,13 @@ def _of_file(config: ConfigDict) -> Asked:
     return Asked(section.file, rows[: section.limit], lambda row: row["prompt"], None, stop, longest)
 
 
-def encoded(text: str, row: Row, tokenizer: Tokenizer, template: Template | None) -> Prompt:
-    """A prompt as the model gets it: a text's beginning, or a user's turn."""
+def encoded(text: str, row: Row, tokenizer: Tokenizer, template: Template | None, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+    """A prompt as the model gets it: a text's beginning, or a user's turn, in which the template lists the schemas of tools."""
     if template is None:
         return Prompt(text, encode_text(tokenizer, text), row)
     said = row.get("messages") or [{"role": "user", "content": text}]
     turns = tuple(Message(message["role"], message["content"]) for message in said)
-    return Prompt(text, encode_prompt(Dialogue(turns), template, tokenizer), row)
+    return Prompt(text, encode_prompt(Dialogue(turns, tuple(tools)), template, tokenizer), row)
 
 
 def endings_of(asked: Asked, tokenizer: Tokenizer, template: Template | None) -> Endings:
@@ -210,7 +224,7 @@ def fitting(config: ConfigDict, prompts: Sequence[Prompt], asked: Asked) -> list
     Raises:
       ValueError: one does not, and `rollout.long_prompt` is "refuse"; or none does.
     """
-    said, room = config.rollout.long_prompt, config.sequence_length - asked.max_new_tokens
+    said, room = config.rollout.long_prompt, config.sequence_length - asked.max_new_tokens - reserved(config)
     if said not in LONG_PROMPT:
         raise ValueError(f"Unknown rollout.long_prompt={said!r}. Choose one of: {', '.join(LONG_PROMPT)}.")
     kept = [prompt for prompt in prompts if len(prompt.tokens) <= room]
@@ -219,9 +233,11 @@ def fitting(config: ConfigDict, prompts: Sequence[Prompt], asked: Asked) -> list
     longest = max((len(prompt.tokens) for prompt in prompts), default=0)
     problem = f"{len(prompts) - len(kept)} of {len(prompts)} prompts of {asked.name} leave no room"
     if said == "refuse" or not kept:
+        needed = asked.max_new_tokens + reserved(config)
+        results = f" and {reserved(config)} of tools' results" if reserved(config) else ""
         raise ValueError(
-            f"{problem} for a completion of {asked.max_new_tokens} tokens in sequence_length={config.sequence_length}: the longest has"
-            f" {longest}. Set sequence_length to at least {longest + asked.max_new_tokens}, a smaller rollout.max_new_tokens, or"
+            f"{problem} for a completion of {asked.max_new_tokens} tokens{results} in sequence_length={config.sequence_length}: the longest"
+            f" has {longest}. Set sequence_length to at least {longest + needed}, a smaller rollout.max_new_tokens, or"
             " rollout.long_prompt=skip."
         )
     hosts.say(f"{problem} and are left out.")

@@ -15,19 +15,22 @@ from jaxllm.data.pipeline import FIELDS
 from jaxllm.models import heads
 from jaxllm.parallel import hosts
 from jaxllm.parallel.rows import make_global, rows_needed
+from jaxllm.rollouts import turns
 from jaxllm.rollouts.credit import credit
 from jaxllm.rollouts.doctor import Doctor, recorded
 from jaxllm.rollouts.feeds import Controller, RolloutFeed, fixed
 from jaxllm.rollouts.making import Made, Making, Plan, Weights
 from jaxllm.rollouts.overoptimisation import History, watched
-from jaxllm.rollouts.rollout import Sampler, decoder_of
+from jaxllm.rollouts.rollout import Sampler, decoder_of, places
 from jaxllm.rollouts.scoring import Place, Scorer
 from jaxllm.rollouts.shaping import adaptive_kl
+from jaxllm.rollouts.turns import TurnSampler
 from jaxllm.stages import critics, door, inputs, methods, policy, pretrain, rollout_programs, train
 from jaxllm.stages.policy import TEXT
 from jaxllm.stages.prompted import PromptData, open_prompts
 from jaxllm.stages.recipe import Beside, Recipe
 from jaxllm.stages.rewarded import models_in, rewards_of
+from jaxllm.stages.tools import content
 from jaxllm.training.sinks import JsonLines
 
 STATISTICS = ("reward", "completion_tokens", "truncated", "identical", "unscored", "untrained")  # of each sample, always
@@ -44,6 +47,7 @@ def statistic_names(config: ConfigDict) -> list[str]:
     found += ["explained_variance"] if methods.has_critic(config) else []
     found += ["age"] if methods.is_stale(config) else []
     found += ["resampled"] if methods.tries(config) else []
+    found += turns.STATISTICS if config.rollout.tools else []
     return found + (["coupled_mismatch"] if config.rollout.check_every else [])
 
 
@@ -89,7 +93,8 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
     coefficient, method = config.rl.kl_coefficient, methods.method_of(config)
     decoder, unrolled = decoder_of(model)
     size = {"sequence_length": config.sequence_length, "max_new_tokens": asked.max_new_tokens, "seed": config.seed}
-    sampler = functools.partial(Sampler, decoder, data.endings, slots=section.slots, **size)
+    kind = Sampler if data.talk is None else functools.partial(TurnSampler, talk=data.talk, max_turns=section.max_turns)
+    sampler = functools.partial(kind, decoder, data.endings, slots=section.slots, **size)
     making = Making(
         plan_of(config),
         data.prompts,
@@ -197,12 +202,12 @@ class Log:
 def sample_record(made: Made, row: int) -> dict[str, Any]:
     """A completion with its rewards, and what is known of each of its tokens."""
     answer, buffer = made.samples.answers[row], made.buffer
-    at = np.flatnonzero(buffer["segments"][row])[-len(answer.tokens) - 1 : -1]
+    at = places(made.samples.prompts[row], made.samples.finished[row])
     tokens = {name: np.round(buffer[name][row][at].astype(float), 4).tolist() for name in ("sampler", "advantages")}
     parts = {name: float(values[row]) for name, values in made.rewarded.parts.items()}
     said = {"sample": row, "prompt": answer.prompt, "text": answer.text, "reward": float(made.rewarded.total[row]), "rewards": parts}
     known = {"ended": answer.ended, "tokens": answer.tokens.tolist(), "log_probs": tokens["sampler"], "advantages": tokens["advantages"]}
-    return said | known
+    return said | known | ({"turns": [turn._asdict() for turn in answer.turns]} if answer.turns else {})
 
 
 def beside(config: ConfigDict, model: Any) -> Beside:
@@ -215,7 +220,7 @@ def open_data(config: ConfigDict) -> PromptData:
     """See `prompted.open_prompts`; a mistake in the config is told before any file is read."""
     policy.check(config)
     data = open_prompts(config)
-    data.content = data.train_content = " ".join([data.train_content, *models_in(config)])
+    data.content = data.train_content = " ".join([data.train_content, *models_in(config), *content(config)])
     return data
 
 

@@ -17,11 +17,20 @@ ROLLOUT: dict[str, Key] = {
     "rollout.resample": Key(
         None, int, "times that a prompt whose samples all have one reward gives way to the next (none: 3 with dapo, else 0)"
     ),
-    "rollout.max_new_tokens": Key(None, int, "tokens of a completion at most (none: the task's own number)"),
+    "rollout.max_new_tokens": Key(None, int, "tokens of a completion at most, tools' results aside (none: the task's own number)"),
     "rollout.temperature": Key(1.0, float, "of the draws; all log-probabilities are taken at it"),
     "rollout.stop": Key(None, list, "texts that end a completion (none: the task's own)"),
     "rollout.long_prompt": Key("refuse", str, "a prompt that leaves no room for its completion: refuse it, or skip it (and say how many)"),
     "rollout.slots": Key(0, int, "completions that are written together; 0: all of a rollout, up to 64", resume=True),
+    "rollout.tools": Key(
+        [], list, "what completions may call: calculator, python, search, function; or a list of {kind, name, open, close, ...}"
+    ),
+    "rollout.corpus": Key([], list, "what search looks in: files or folders of documents (.jsonl with a text in each line, .txt)"),
+    "rollout.result": Key(
+        ["<result>", "</result>"], list, "the texts around a tool's result (with rollout.chat it is a turn of the template)"
+    ),
+    "rollout.max_turns": Key(4, int, "with tools: turns of the model in a completion, all but the last with a call"),
+    "rollout.max_tool_tokens": Key(64, int, "with tools: tokens that a turn's results may have, with what stands around them"),
     "rollout.check_every": Key(10, int, "rollouts between two comparisons of draws with the training graph's; 0: never"),
     "rollout.log_samples": Key(8, int, "completions of each rollout that samples.jsonl gets", resume=True),
 }

@@ -19,7 +19,7 @@ from jaxllm.interop import folders, huggingface, places, tokenizer_files
 from jaxllm.models.model import Model
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import contamination, setup, workdir
+from jaxllm.stages import contamination, setup, tools, workdir
 from jaxllm.stages.config import load, parse_overrides, resolve
 from jaxllm.stages.opened import identity, open_model, open_tokenizer
 from jaxllm.stages.scores import WIDTH, show
@@ -68,7 +68,10 @@ def evals(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> list[tuple[
 def make_suite(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> Suite:
     """The suite of a config."""
     section, ways = config.tasks, jax.device_count()
-    return Suite(model, tokenizer, length=section.length, slots=-(-section.slots // ways) * ways, rows=-(-section.rows // ways) * ways)
+    sizes = {"length": section.length, "slots": -(-section.slots // ways) * ways, "rows": -(-section.rows // ways) * ways}
+    if config.rollout.tools and not config.rollout.chat:  # tasks are asked in plain text
+        return tools.ToolSuite(config, model, tokenizer, **sizes)
+    return Suite(model, tokenizer, **sizes)
 
 
 def merged(results: Sequence[Result]) -> Result:

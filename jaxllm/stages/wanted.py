@@ -72,8 +72,8 @@ def _others(config: ConfigDict, named: Sequence[str], ways: tuple[How, ...], say
     if not config.tasks.path:
         raise ValueError("--tasks all asks every task whose files are there. Say where to look: --config.tasks.path=FOLDER.")
     found, missing = list[Asked](), list[str]()
-    for name in TASKS:
-        if name in named:
+    for name, task in TASKS.items():
+        if name in named or task.taught:
             continue
         try:
             found.append(dataclasses.replace(_opened(config, name, "", ways), by_name=False))

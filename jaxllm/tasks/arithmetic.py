@@ -70,3 +70,24 @@ class Arithmetic(Generation):
         """See `Generation.score`."""
         found = re.match(r"\s*(-?\d+)(?![\d.,]*\d)", answer)
         return {"exact_match": float(found is not None and int(found[1]) == int(row["answer"]))}
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkedArithmetic(Arithmetic):
+    """The same, with answers that call a calculator: "[12 + 7]{19} 19". What a model learns the form of calls from, before it is let loose
+    on tools (`rollout.tools`); the result, which is the tool's to write, stands among what is learnt.
+
+    Attributes:
+      call: the texts around a call and around its result.
+    """
+
+    call: tuple[str, str, str, str] = ("[", "]", "{", "}")
+
+    def target(self, row: Row) -> str:
+        """The call, its result, the number."""
+        opens, closes, before, after = self.call
+        return f"{opens}{row['question'].removesuffix(' =')}{closes}{before}{row['answer']}{after} {row['answer']}"
+
+    def score(self, row: Row, answer: str) -> Scores:
+        """Of what follows the last result; see `Generation.score`."""
+        return super().score(row, answer.rpartition(self.call[-1])[2])

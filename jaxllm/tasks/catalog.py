@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxllm.tasks import choice, exact, natural
-from jaxllm.tasks.arithmetic import Arithmetic
+from jaxllm.tasks.arithmetic import Arithmetic, WorkedArithmetic
 from jaxllm.tasks.code import MBPP, HumanEval
 from jaxllm.tasks.instructions import Instructions
 from jaxllm.tasks.math import GSM8K, MATH, SVAMP
@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     expand: Callable[[Row], Sequence[Row]] | None = None  # a record of the file -> rows
     prompts: str = ""  # the pattern of a file of prompts beside the rows
     parts: bool = False  # the task is published in many files, all of which are read
+    taught: bool = False  # its rows are there to be learnt from: asking for all tasks does not ask it
 
 
 class NoFile(ValueError):
@@ -38,6 +39,7 @@ class NoFile(ValueError):
 BIG_BENCH = ("bigbench_[!dor]*", "task")
 TASKS: dict[str, Entry] = {
     "arithmetic": Entry(Arithmetic(), "sums and differences, made here"),
+    "arithmetic_calls": Entry(WorkedArithmetic(), "the same, worked out by a call: what rollout.tools starts from", taught=True),
     "text": Entry(Text(), "perplexity and bits per byte of documents {text}", ("*",)),
     "lambada": Entry(exact.LAMBADA(), "the last word of a passage", ("lambada*",)),
     "continuation": Entry(Continuation(), "rows {context, continuation}: how a text goes on, word for word", ("*",)),

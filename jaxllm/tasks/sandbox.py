@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 JAIL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jail")
 PYTHON = os.path.realpath(sys.executable)
+ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # all of it; sets of texts have the same order every time
 HAPPENED = ("passed", "failed", "timed out", "out of memory", "ended early", "crashed", "not judged")
 _KEPT = "Kept back by limits and seccomp: processes, threads, sockets, signals."
 KINDS = {  # the best first
@@ -69,6 +70,7 @@ class Verdict:
     happened: str
     stderr: str  # the last of it, at most 2,000 characters, and why it failed
     seconds: float  # on the clock
+    said: str = ""  # the text that the tests left under the name `said`, at most 65,536 characters
 
     @property
     def passed(self) -> bool:
@@ -105,7 +107,7 @@ def _command(kind: str, limits: Limits, folder: str | None) -> list[str]:
     """The command that judges a program from its standard input."""
     restricted = {name: getattr(limits, name) for name in ("memory", "cpu_seconds", "file_bytes", "open_files")}
     settings = {"kind": kind, "limits": restricted, "reads": _reads(), "needed": [JAIL, PYTHON], "folder": folder}
-    inner = [PYTHON, "-I", "-S", "-X", "utf8", JAIL, json.dumps(settings)]
+    inner = [PYTHON, "-s", "-P", "-S", "-X", "utf8", JAIL, json.dumps(settings)]  # -I, but for the environment, which is ENVIRONMENT
     if kind != "bubblewrap":
         return inner
     words = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--uid", "65534", "--gid", "65534"]
@@ -192,15 +194,15 @@ def _run(kind: str, limits: Limits, program: Program) -> Verdict:
     start = time.monotonic()
     try:
         if kind == "bubblewrap":
-            happened, told = _judged(_command(kind, limits, "/folder"), limits, program)
+            happened, told, said = _judged(_command(kind, limits, "/folder"), limits, program)
         elif kind == "seccomp":
-            happened, told = _judged(_command(kind, limits, None), limits, program)
+            happened, told, said = _judged(_command(kind, limits, None), limits, program)
         else:
             with tempfile.TemporaryDirectory(prefix="jail", ignore_cleanup_errors=True) as folder:
-                happened, told = _judged(_command(kind, limits, folder), limits, program)
+                happened, told, said = _judged(_command(kind, limits, folder), limits, program)
     except OSError as error:
-        happened, told = "not judged", str(error)
-    return Verdict(happened, told, time.monotonic() - start)
+        happened, told, said = "not judged", str(error), ""
+    return Verdict(happened, told, time.monotonic() - start, said)
 
 
 def _message(value: Any) -> bytes:
@@ -208,22 +210,22 @@ def _message(value: Any) -> bytes:
     return len(data).to_bytes(8, "big") + data
 
 
-def _judged(command: list[str], limits: Limits, program: Program) -> tuple[str, str]:
-    """What happened, and how it is told."""
+def _judged(command: list[str], limits: Limits, program: Program) -> tuple[str, str, str]:
+    """What happened, how it is told, and what the tests said."""
     data = _message({"code": program.code, "names": program.names}) + _message(program.tests)
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, **pipes, env={}, cwd="/", start_new_session=True) as process:
+    with subprocess.Popen(command, **pipes, env=ENVIRONMENT, cwd="/", start_new_session=True) as process:
         try:
             out, errors = process.communicate(data, timeout=limits.seconds)
         except subprocess.TimeoutExpired:
-            return "timed out", f"It did not end within {limits.seconds:g} seconds."
+            return "timed out", f"It did not end within {limits.seconds:g} seconds.", ""
         finally:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
     fenced, _, verdict = out.partition(b"\n")
     if fenced != b"fenced":
-        return "not judged", errors.decode(errors="replace").strip()[-2000:]
+        return "not judged", errors.decode(errors="replace").strip()[-2000:], ""
     if not verdict:  # the judge itself was ended, over a value that the code sent
-        return ("timed out" if process.returncode in (-signal.SIGXCPU, 128 + signal.SIGXCPU) else "crashed"), ""
+        return ("timed out" if process.returncode in (-signal.SIGXCPU, 128 + signal.SIGXCPU) else "crashed"), "", ""
     read = json.loads(verdict)
-    return read["happened"], read["stderr"]
+    return read["happened"], read["stderr"], read["said"]

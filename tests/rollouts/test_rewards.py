@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxllm.rollouts import components
-from jaxllm.rollouts.rewards import Answer, Component, Failed, Rewards, make
+from jaxllm.rollouts.rewards import Answer, Component, Failed, Rewards, Spoken, make
 from jaxllm.rollouts.rules import RULES, Bound
 from jaxllm.tasks.arithmetic import Arithmetic
 from jaxllm.tasks.task import Unscored
@@ -21,6 +21,8 @@ def answer(text, prompt="p", ended=True, tokens=None, **row):
 
 ANSWERS = [answer("4", question="2 + 2 =", answer="4"), answer("5", question="2 + 2 =", answer="4", ended=False)]
 ANSWERS += [answer(" 7", question="3 + 4 =", answer="7"), answer("seven", question="3 + 4 =", answer="7")]
+TURNS = [(Spoken("model", "a"), Spoken("python", "4", "done")), (Spoken("python", "error: no", "error"),), (), ()]
+TALKED = [answer._replace(turns=turns) for answer, turns in zip(ANSWERS, TURNS, strict=True)]
 
 
 def test_every_kind_says_what_it_means(tmp_path):
@@ -33,6 +35,7 @@ def test_every_kind_says_what_it_means(tmp_path):
         "overlong": components.overlong(buffer=4, longest=5)(ANSWERS),
         "ended": components.ended()(ANSWERS),
         "format": components.form(r"^\s*\d+$")(ANSWERS),
+        "tools": components.tools()(TALKED),
         "function": components.function(f"{tmp_path / 'mine.py'}:score")(ANSWERS),
         "command": components.command([sys.executable, "-c", judge])(ANSWERS),
     }
@@ -41,6 +44,11 @@ def test_every_kind_says_what_it_means(tmp_path):
     assert found["length"] == [0, 0, -0.5, -2.0] and found["overlong"] == [0, 0, -0.25, -1.0]
     assert found["ended"] == [1, 0, 1, 1] and found["format"] == [1, 1, 1, 0]
     assert found["function"] == [5, 5, 6, 9] and found["command"] == [1, 1, 2, 5]
+    assert found["tools"] == [1, 0, 0, 0] == components.tools("python")(TALKED) and components.tools("search")(TALKED) == [0] * 4
+    (tmp_path / "talk.py").write_text(
+        "def count(prompts, completions, rows, turns):\n    return [sum(t['who'] != 'model' for t in x) for x in turns]\n"
+    )
+    assert components.function(f"{tmp_path / 'talk.py'}:count")(TALKED) == [1, 1, 0, 0]
     assert components.load_function("json:dumps") is json.dumps
 
 

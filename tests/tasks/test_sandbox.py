@@ -227,7 +227,7 @@ def test_nothing_of_ours_is_told(jail, monkeypatch):
     os.set_inheritable(write, True)
     code = "import os\ndef add(a, b): return [dict(os.environ), [fd for fd in range(64) if opened(fd)]]\n"
     code += "def opened(fd):\n  try: os.fstat(fd); return True\n  except OSError: return False"
-    tests = "told, files = add(0, 0)\nassert not set(told) - {'LC_CTYPE', 'PWD'}, told\nassert len(files) == 5, files"
+    tests = "told, files = add(0, 0)\nassert not set(told) - {'LC_CTYPE', 'PWD', 'PYTHONHASHSEED'}, told\nassert len(files) == 5, files"
     verdict = jail.run(program(code, tests))
     os.close(read)
     os.close(write)

@@ -19,6 +19,7 @@ import wire
 
 CHANGEABLE = (list, dict, set)  # arguments that a function may change for who called it
 TAIL = 2000  # characters of what a verdict tells
+SAID = 1 << 16  # characters of what tests hand on
 # Where nothing keeps a process from reading files of others, the stranger's opens none; these are imported before.
 MODULES = (
     "array bisect calendar cmath collections copy dataclasses datetime decimal enum fractions functools hashlib heapq itertools math"
@@ -195,21 +196,22 @@ def _write_back(argument: Any, after: Any) -> None:
         argument.update(after)
 
 
-def judge(stranger: Stranger, tests: str, names: dict[str, str]) -> tuple[str, str]:
-    """What happened, and how it is told."""
+def judge(stranger: Stranger, tests: str, names: dict[str, str]) -> tuple[str, str, str]:
+    """What happened, how it is told, and the text that the tests leave under the name `said`."""
     space: dict[str, Any] = {"__name__": "tests", **{name: Remote(stranger, inside) for name, inside in names.items()}}
     try:
         stranger.answer()
         exec(compile(tests, "tests", "exec"), space)
     except wire.Ended:
-        return stranger.end(), ""
+        return stranger.end(), "", ""
     except MemoryError as error:
-        return "out of memory", str(error)
+        return "out of memory", str(error), ""
     except Unhandable as error:
-        return "not judged", str(error)
+        return "not judged", str(error), ""
     except BaseException as error:
-        return "failed", f"{type(error).__name__}: {error}{_where(error)}"
-    return "passed", ""
+        return "failed", f"{type(error).__name__}: {error}{_where(error)}", ""
+    said = space.get("said", "")
+    return "passed", "", said[:SAID] if isinstance(said, str) else ""
 
 
 def _where(error: BaseException) -> str:
@@ -252,8 +254,8 @@ def main() -> None:
     os.dup2(nothing, 1)
     fences.few_calls(files=True)
     os.write(verdicts, b"fenced\n")
-    happened, told = judge(Stranger(process, requests[1], answers[0]), wire.receive(0), program["names"])
+    happened, told, handed = judge(Stranger(process, requests[1], answers[0]), wire.receive(0), program["names"])
     size = os.fstat(errors).st_size
     said = os.pread(errors, TAIL, max(0, size - TAIL)).decode(errors="replace")
-    os.write(verdicts, json.dumps({"happened": happened, "stderr": (said + told)[-TAIL:]}).encode())
+    os.write(verdicts, json.dumps({"happened": happened, "stderr": (said + told)[-TAIL:], "said": handed}).encode())
     os._exit(0)
