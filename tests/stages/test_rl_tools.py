@@ -13,7 +13,7 @@ from jaxllm.rollouts.rollout import drawn, rows_of
 from jaxllm.rollouts.tools import Call, Result
 from jaxllm.stages import rl, train
 from jaxllm.stages.config import flatten, nest, resolve
-from tests.stages.test_rl import TINY, Session, saved_and_loaded
+from tests.stages.rl_session import TINY, Session, saved_and_loaded
 
 REWARD = '''
 """What tells a call with a result from other texts, and its parts."""
