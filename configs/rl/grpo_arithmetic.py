@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "tied_embeddings": True,
             },
             "rollout": {
-                "task": "arithmetic",
+                "task": "arithmetic_small",
                 "prompts": 4 if tiny else 16,
                 "samples_per_prompt": 4 if tiny else 8,
                 "max_new_tokens": 8,
@@ -40,6 +40,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "checkpoint": {"every": 2 if tiny else 50},
             "eval": {"every": 2 if tiny else 50},
-            "tasks": {"names": ["arithmetic"], "limit": 8 if tiny else 200, "max_new_tokens": 8},
+            "tasks": {"names": ["arithmetic_small"], "limit": 8 if tiny else 200, "max_new_tokens": 8},
         }
     )

@@ -15,9 +15,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxllm.models.config import ModelConfig
-from jaxllm.stages.keys import ALIASES, PREFERENCE, REWARD, RL, ROLLOUT, SAMPLE, SHARED, TASKS, Key
+from jaxllm.stages.keys import ALIASES, LABEL, PREFERENCE, REWARD, RL, ROLLOUT, SAMPLE, SHARED, TASKS, Key
 
-KEYS = SHARED | REWARD | PREFERENCE | TASKS | ROLLOUT | RL | SAMPLE
+KEYS = SHARED | REWARD | PREFERENCE | TASKS | ROLLOUT | RL | LABEL | SAMPLE
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", list: "a list", dict: "a table"}
 
 

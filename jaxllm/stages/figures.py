@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxllm.stages.page import curves, dots, table
+from jaxllm.stages.page import curves, dots, table, two_scales
 from jaxllm.stages.scores import COUNTS, judged_rows
 from jaxllm.tasks.catalog import TASKS
 
@@ -102,3 +102,37 @@ def judges(records: Sequence[Record]) -> list[str]:
         title = won if record["name"] == "win_rate" else f"{record['judge']} beside the people of {record.get('labels')}"
         parts += [table(judged_rows(record), [title, "", "95 % interval"])]
     return ["<h3>Answers before a judge</h3>", *parts] if parts else []
+
+
+def rewards(metrics: Sequence[Record], config: Record) -> list[str]:
+    """What policy optimisation trained for beside what it did not (parts of weight 0: a verifier beside a reward model, say).
+
+    Where the first goes on rising and the second falls, the proxy is over-optimised (Gao et al. 2022, arXiv 2210.10760).
+    """
+    entries = [{"kind": entry} if isinstance(entry, str) else entry for entry in config.get("rl", {}).get("rewards", [])]
+    weights = {str(entry.get("name", entry["kind"])): entry.get("weight", 1.0) for entry in entries}
+    found = {
+        name: [(r["step"], r[f"reward_{name}"]) for r in metrics if isinstance(r.get(f"reward_{name}"), int | float)] for name in weights
+    }
+    shown = {name: tuple(zip(*pairs, strict=True)) for name, pairs in found.items() if pairs}
+    proxy, gold = ({name: xy for name, xy in shown.items() if bool(weights[name]) == counts} for counts in (True, False))
+    if not proxy or not gold:
+        return []
+    names = ", ".join(gold)
+    return [f"<h3>Proxy and gold</h3><p>Trained for: {', '.join(proxy)}. Watched: {names}.</p>", two_scales(proxy, gold, "proxy", "gold")]
+
+
+def stages(asked: Mapping[str, Mapping[str, Sequence[Record]]]) -> list[str]:
+    """The last score of each run in every task that several runs were asked: run -> task -> its records."""
+    parts = list[str]()
+    for name in dict.fromkeys(task for of in asked.values() for task in of):
+        last = {run: of[name][-1] for run, of in asked.items() if name in of}
+        if len(last) < 2:
+            continue
+        rows = [
+            [run, float(record[metric(name)]), _between(record, metric(name)), _whole(record.get("rows"))] for run, record in last.items()
+        ]
+        scored = {run: ends for run, record in last.items() if (ends := interval(record, metric(name)))}
+        parts += [f"<h3>{name}, run by run</h3>", table(rows, ["run", metric(name), "95 % interval", "rows"])]
+        parts += [dots(scored, f"{metric(name)} with its 95 % interval")] if scored else []
+    return parts

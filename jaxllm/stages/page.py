@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+Series = tuple[Sequence[float], Sequence[float]]  # steps, values
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -31,11 +32,11 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
 
 
 def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, Series],
     label: str,
     guides: Mapping[str, float] | None = None,
     log: bool = False,
-    intervals: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    intervals: Mapping[str, Series] | None = None,
 ) -> str:
     """One picture (SVG) of several curves over steps, with horizontal guide lines, and error bars from low to high of some series."""
     from matplotlib.figure import Figure
@@ -52,6 +53,24 @@ def curves(
     axes.grid(alpha=0.3)
     if len(series) + len(guides or {}) > 1:
         axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def two_scales(left: Mapping[str, Series], right: Mapping[str, Series], left_label: str, right_label: str) -> str:
+    """One picture (SVG) of curves over steps whose numbers are of two kinds: the first kind's scale stands on the left, solid lines, the
+    second's on the right, dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    other, lines, colours = axes.twinx(), [], iter(f"C{i}" for i in range(len(left) + len(right)))
+    for place, series, style in ((axes, left, "-"), (other, right, "--")):
+        for name, (steps, values) in series.items():
+            lines += place.plot(steps, values, style, marker=".", label=name, linewidth=1.4, color=next(colours))
+    axes.set(xlabel="step", ylabel=left_label)
+    other.set(ylabel=right_label)
+    axes.grid(alpha=0.3)
+    axes.legend(handles=lines, frameon=False)
     return _svg(figure)
 
 

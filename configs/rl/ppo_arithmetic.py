@@ -1,0 +1,52 @@
+"""PPO on sums against a learnt reward model, the verifier beside it: proxy and gold of every step are in the report.
+
+    jaxllm rl --config configs/rl/ppo_arithmetic.py --workdir runs/ppo --config.init_from=runs/sums
+
+runs/sums is what configs/sft/arithmetic.py trains, runs/ranking what configs/reward/ranking_arithmetic.py does.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`:tiny` is the same in a few steps with the verifier as the reward, for tests."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"Unknown argument {arg!r}. Choose one of: tiny")
+    tiny = arg == "tiny"
+    proxy = {"kind": "model", "name": "reward_model", "path": "runs/ranking"}
+    return ConfigDict(
+        {
+            "stage": "rl",
+            "seed": 0,
+            "steps": 4 if tiny else 100,
+            "batch_size": 16 if tiny else 64,
+            "sequence_length": 24,
+            "model": {
+                "vocab_size": 320 if tiny else 2048,
+                "num_layers": 2 if tiny else 4,
+                "width": 64 if tiny else 192,
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "mlp_width": 128 if tiny else 512,
+                "tied_embeddings": True,
+            },
+            "rollout": {
+                "task": "arithmetic_small",
+                "limit": 4000,
+                "prompts": 16 if tiny else 128,
+                "samples_per_prompt": 1,
+                "max_new_tokens": 8,
+            },
+            "rl": {
+                "method": "ppo",
+                "rewards": ["task"] if tiny else [proxy, {"kind": "task", "name": "verifier", "weight": 0.0}],
+                "kl_coefficient": 0.05,
+            },
+            "optimizer": {"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.0},
+            "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
+            "log": {"every": 4},
+            "checkpoint": {"every": 2 if tiny else 50},
+            "eval": {"every": 2 if tiny else 20},
+            "tasks": {"names": ["arithmetic_small"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 32},
+        }
+    )

@@ -1,0 +1,61 @@
+"""Answers that are judged become comparisons, and those a reward model: InstructGPT's config from end to end, in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxllm.stages import run
+from jaxllm.stages.report import read_jsonl, write_report
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory):
+    """The work directory of configs/run/instructgpt.py:tiny."""
+    from jaxllm.__main__ import main
+
+    folder = tmp_path_factory.mktemp("instructgpt")
+
+    def here(step, workdir, title):
+        run.write_config(step, workdir)
+        return main(run.command(step, workdir))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("JAXLLM_CACHE", str(folder / "cache"))
+        patch.setattr(run, "run", here)
+        words = ["--config.log.every=1", "--config.log.tensorboard=false", "--config.steps=3", "--config.data.workers=1"]
+        assert main(["run", "--config", "configs/run/instructgpt.py:tiny", "--workdir", str(folder / "run"), *words]) == 0
+    return folder / "run"
+
+
+def test_a_second_round_learns_from_fresh_comparisons_too(life):
+    first, fresh = (read_jsonl(life / f"{name}/comparisons.jsonl") for name in ("02-answers", "05-fresh"))
+    assert first and fresh and {len(set(record["scores"])) > 1 for record in [*first, *fresh]} == {True}
+    assert all(len(record["answers"]) == len(set(record["answers"])) == len(record["scores"]) for record in first)
+    assert [r["answers"] for r in first] != [r["answers"] for r in fresh]
+    said = json.loads((life / "06-reward_again/config.json").read_text())
+    assert [Path(entry["path"]).parent.name for entry in said["config"]["data"]["train"]] == ["02-answers", "05-fresh"]
+
+
+def test_proxy_and_gold_are_in_the_metrics_and_in_the_report(life, tmp_path):
+    metrics = read_jsonl(life / "07-ppo_again/metrics.jsonl")
+    assert len(metrics) == 3 and all(r["reward"] == r["reward_reward_model"] and r["reward_verifier"] == 0 for r in metrics)
+    assert all(r["ptx"] > 0 for r in metrics)  # the base's text in every update
+    page = Path(write_report([life / "04-ppo", life / "07-ppo_again"], tmp_path / "page.html")).read_text()
+    assert page.count("Proxy and gold") == 2 and "Trained for: reward_model. Watched: verifier." in page
+
+
+def test_labels_that_were_stopped_go_on_as_if_they_had_not_been(life, stage, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ("label", "--config", life / "configs/02-answers.py", "--workdir", life / "02-answers")
+    file = life / "02-answers/comparisons.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert stage(*words) == 0 and file.read_bytes() == whole
+    assert stage(*words, "--config.rollout.samples_per_prompt=1") == 2
+    assert "leaves nothing to compare" in capsys.readouterr().err
+    assert stage(*words, "--config.rollout.temperature=0.5") == 2
+    assert "is the run of another config: rollout.temperature" in capsys.readouterr().err
