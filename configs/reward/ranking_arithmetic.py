@@ -19,8 +19,8 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stage": "reward",
-            "steps": 4 if tiny else 160,
-            "batch_size": 8,  # rows, each full of prompts with their answers
+            "steps": 4 if tiny else 240,
+            "batch_size": 16,  # rows, each full of prompts with their answers
             "sequence_length": 64 if tiny else 128,
             "model": {
                 "vocab_size": 320 if tiny else 2048,
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "mlp_width": 128 if tiny else 512,
                 "tied_embeddings": True,
             },
-            "data": {"train": [{"path": "task:arithmetic_small"}], "eval_fraction": 0.1, "packing": "packed"},
+            "data": {"train": [{"path": "task:addition"}], "eval_fraction": 0.1, "packing": "packed"},
             "chat": {"template": "bare"},
             "reward": {"loss": "ranking", "answers": 4, "scale": "unit"},
             "optimizer": {"name": "muon", "learning_rate": 4e-3, "weight_decay": 0.0},

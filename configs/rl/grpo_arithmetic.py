@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "stage": "rl",
             "seed": 0,
-            "steps": 4 if tiny else 200,
+            "steps": 4 if tiny else 80,
             "batch_size": 16 if tiny else 128,
             "sequence_length": 24,
             "model": {
@@ -30,16 +30,17 @@ def get_config(arg: str = "") -> ConfigDict:
                 "tied_embeddings": True,
             },
             "rollout": {
-                "task": "arithmetic_small",
+                "task": "addition",
+                "limit": 64 if tiny else 7000,
                 "prompts": 4 if tiny else 16,
                 "samples_per_prompt": 4 if tiny else 8,
                 "max_new_tokens": 8,
             },
             "rl": {"method": "grpo", "kl_coefficient": 0.02},
-            "optimizer": {"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 5e-4, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
-            "checkpoint": {"every": 2 if tiny else 50},
-            "eval": {"every": 2 if tiny else 50},
-            "tasks": {"names": ["arithmetic_small"], "limit": 8 if tiny else 200, "max_new_tokens": 8},
+            "checkpoint": {"every": 2 if tiny else 40},
+            "eval": {"every": 2 if tiny else 40},
+            "tasks": {"names": ["addition"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 64},
         }
     )

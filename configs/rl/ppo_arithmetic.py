@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "stage": "rl",
             "seed": 0,
-            "steps": 4 if tiny else 100,
+            "steps": 4 if tiny else 120,
             "batch_size": 16 if tiny else 64,
             "sequence_length": 24,
             "model": {
@@ -31,10 +31,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 "tied_embeddings": True,
             },
             "rollout": {
-                "task": "arithmetic_small",
-                "limit": 4000,
+                "task": "addition",
+                "limit": 64 if tiny else 7000,
                 "prompts": 16 if tiny else 128,
                 "samples_per_prompt": 1,
+                "epochs": 2,
                 "max_new_tokens": 8,
             },
             "rl": {
@@ -42,11 +43,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 "rewards": ["task"] if tiny else [proxy, {"kind": "task", "name": "verifier", "weight": 0.0}],
                 "kl_coefficient": 0.05,
             },
-            "optimizer": {"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 5e-4, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "log": {"every": 4},
             "checkpoint": {"every": 2 if tiny else 50},
-            "eval": {"every": 2 if tiny else 20},
-            "tasks": {"names": ["arithmetic_small"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 32},
+            "eval": {"every": 2 if tiny else 40},
+            "tasks": {"names": ["addition"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 64},
         }
     )

@@ -30,8 +30,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "tied_embeddings": True,
             },
             "rollout": {
-                "task": "arithmetic_small",
-                "limit": 8000,
+                "task": "addition",
+                "limit": 64 if tiny else 7000,
                 "prompts": 4 if tiny else 16,
                 "samples_per_prompt": 4 if tiny else 8,
                 "max_new_tokens": 8,
@@ -41,6 +41,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "checkpoint": {"every": 2 if tiny else 50},
             "eval": {"every": 2 if tiny else 30},
-            "tasks": {"names": ["arithmetic_small"], "limit": 8 if tiny else 400, "max_new_tokens": 8, "slots": 64},
+            "tasks": {"names": ["addition"], "limit": 8 if tiny else 400, "max_new_tokens": 8, "slots": 64},
         }
     )

@@ -17,8 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stage": "sft",
-            "steps": 4 if tiny else 130,
-            "batch_size": 8,
+            "steps": 4 if tiny else 170,
+            "batch_size": 16,
             "sequence_length": 64 if tiny else 128,
             "model": {
                 "vocab_size": 320 if tiny else 2048,
@@ -29,12 +29,12 @@ def get_config(arg: str = "") -> ConfigDict:
                 "mlp_width": 128 if tiny else 512,
                 "tied_embeddings": True,
             },
-            "data": {"train": [{"path": "task:arithmetic_small"}], "eval_fraction": 0.02},
+            "data": {"train": [{"path": "task:addition"}], "eval_fraction": 0.02},
             "chat": {"template": "bare"},
             "optimizer": {"name": "muon", "learning_rate": 5e-3, "weight_decay": 0.0},
             "schedule": {"name": "cosine", "warmup": 0.1},
-            "checkpoint": {"every": 65},
-            "eval": {"every": 65, "batches": 2},
-            "tasks": {"names": ["arithmetic_small"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 64},
+            "checkpoint": {"every": 85},
+            "eval": {"every": 85, "batches": 2},
+            "tasks": {"names": ["addition"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 64},
         }
     )

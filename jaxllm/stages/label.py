@@ -55,11 +55,11 @@ def check(config: ConfigDict, file: str) -> str:
     """
     if config.stage not in (None, "label", "rl"):
         raise ValueError(f"{file} is a config for `jaxllm {config.stage}`. `jaxllm label` reads what rl reads: rollout.* and rl.rewards.")
+    form = config.label.form or "comparisons"
     if not config.init_from:
         raise ValueError("Whose answers? Set init_from to a work directory or a Hugging Face folder.")
     if config.rollout.samples_per_prompt < 2 and form == "comparisons":
         raise ValueError(f"rollout.samples_per_prompt={config.rollout.samples_per_prompt} leaves nothing to compare. Give 2 or more.")
-    form = config.label.form or "comparisons"
     check_choice("label.form", form, FORMS)
     if (form == "verdicts") != bool(config.label.rule):
         raise ValueError(f"label.form={form!r} and label.rule={config.label.rule!r}: verdicts need a rule, and nothing else does.")

@@ -19,13 +19,11 @@ class Arithmetic(Generation):
 
     Attributes:
       digits: of the operands at most.
-      second: of the second one at most; None: as many.
       signs: of `SIGNS`, each as often.
     """
 
     digits: int = 2
     signs: str = "+-"
-    second: int | None = None
     max_new_tokens: int = 16
     stop: tuple[str, ...] = ("\n",)
 
@@ -49,8 +47,7 @@ class Arithmetic(Generation):
             yield {"question": question, "answer": answer}
 
     def _drawn(self, stream: np.random.Generator) -> tuple[str, str]:
-        longest = (self.digits, self.second or self.digits)
-        a, b = (int(stream.integers(10 ** int(stream.integers(1, digits + 1)))) for digits in longest)
+        a, b = (int(stream.integers(10 ** int(stream.integers(1, self.digits + 1)))) for _ in range(2))
         sign = self.signs[int(stream.integers(len(self.signs)))]
         return f"{a} {sign} {b} =", str(SIGNS[sign](a, b))
 

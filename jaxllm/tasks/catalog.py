@@ -38,7 +38,7 @@ class NoFile(ValueError):
 BIG_BENCH = ("bigbench_[!dor]*", "task")
 TASKS: dict[str, Entry] = {
     "arithmetic": Entry(Arithmetic(), "sums and differences, made here"),
-    "arithmetic_small": Entry(Arithmetic(second=1), "the same, of a number below 100 and one below 10: what the demo learns"),
+    "addition": Entry(Arithmetic(signs="+"), "sums alone, made here: what the demo learns"),
     "text": Entry(Text(), "perplexity and bits per byte of documents {text}", ("*",)),
     "lambada": Entry(exact.LAMBADA(), "the last word of a passage", ("lambada*",)),
     "continuation": Entry(Continuation(), "rows {context, continuation}: how a text goes on, word for word", ("*",)),

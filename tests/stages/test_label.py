@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxllm.data.comparisons import Reading, judged
 from jaxllm.stages import run
 from jaxllm.stages.report import read_jsonl, write_report
 
@@ -57,5 +58,19 @@ def test_labels_that_were_stopped_go_on_as_if_they_had_not_been(life, stage, cap
     assert stage(*words) == 0 and file.read_bytes() == whole
     assert stage(*words, "--config.rollout.samples_per_prompt=1") == 2
     assert "leaves nothing to compare" in capsys.readouterr().err
+    assert stage(*words, "--config.label.form=verdicts") == 2
+    assert "verdicts need a rule" in capsys.readouterr().err
     assert stage(*words, "--config.rollout.temperature=0.5") == 2
     assert "is the run of another config: rollout.temperature" in capsys.readouterr().err
+
+
+def test_answers_one_by_one_have_labels_or_verdicts(life, stage, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ("label", "--config", life / "configs/02-answers.py", "--workdir")
+    assert stage(*words, tmp_path / "labels", "--config.label.form=labels", "--config.rollout.samples_per_prompt=1") == 0
+    labels = read_jsonl(tmp_path / "labels/labels.jsonl")
+    assert {record["label"] for record in labels} == {0.0, 1.0} and {"prompt", "completion"} < labels[0].keys()
+    assert stage(*words, tmp_path / "verdicts", "--config.label.form=verdicts", "--config.label.rule=Say something.") == 0
+    verdicts = read_jsonl(tmp_path / "verdicts/verdicts.jsonl")
+    judged(verdicts[0], "here", Reading())  # it is what `jaxllm reward` reads
+    assert {record["verdict"] for record in verdicts} == {True, False} and {record["rule"] for record in verdicts} == {"Say something."}

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import struct
 import sys
 import types
@@ -192,3 +193,9 @@ def test_without_the_extra_the_command_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install 'jaxllm\[wandb\]'"):
         Wandb("project", tmp_path)
+
+
+def test_numbers_that_are_not_finite_become_null_wherever_they_stand(tmp_path):
+    file = JsonLines(tmp_path / "a.jsonl")
+    file.write({"a": math.nan, "parts": {"b": math.inf, "c": 1.0}, "list": [1.0, math.nan, {"d": -math.inf}]})
+    assert file.read() == [{"a": None, "parts": {"b": None, "c": 1.0}, "list": [1.0, None, {"d": None}]}]
