@@ -19,9 +19,9 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stage": "reward",
-            "steps": 4 if tiny else 240,
+            "steps": 4 if tiny else 450,
             "batch_size": 16,  # rows, each full of prompts with their answers
-            "sequence_length": 64 if tiny else 128,
+            "sequence_length": 128,
             "model": {
                 "vocab_size": 320 if tiny else 2048,
                 "num_layers": 2 if tiny else 4,
@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "reward": {"loss": "ranking", "answers": 4, "scale": "unit"},
             "optimizer": {"name": "muon", "learning_rate": 4e-3, "weight_decay": 0.0},
             "schedule": {"name": "cosine", "warmup": 0.1},
-            "checkpoint": {"every": 100},
-            "eval": {"every": 40, "batches": 4},
+            "checkpoint": {"every": 150},
+            "eval": {"every": 75, "batches": 4},
         }
     )

@@ -18,8 +18,8 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "stage": "rl",
             "seed": 0,
-            "steps": 4 if tiny else 120,
-            "batch_size": 16 if tiny else 64,
+            "steps": 4 if tiny else 80,
+            "batch_size": 16 if tiny else 128,
             "sequence_length": 24,
             "model": {
                 "vocab_size": 320 if tiny else 2048,
@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "rollout": {
                 "task": "addition",
                 "limit": 64 if tiny else 7000,
-                "prompts": 16 if tiny else 128,
+                "prompts": 16 if tiny else 256,
                 "samples_per_prompt": 1,
                 "epochs": 2,
                 "max_new_tokens": 8,
@@ -42,12 +42,13 @@ def get_config(arg: str = "") -> ConfigDict:
                 "method": "ppo",
                 "rewards": ["task"] if tiny else [proxy, {"kind": "task", "name": "verifier", "weight": 0.0}],
                 "kl_coefficient": 0.05,
+                "value_detached": True,
             },
-            "optimizer": {"name": "adamw", "learning_rate": 5e-4, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "log": {"every": 4},
-            "checkpoint": {"every": 2 if tiny else 50},
-            "eval": {"every": 2 if tiny else 40},
+            "checkpoint": {"every": 2 if tiny else 40},
+            "eval": {"every": 2 if tiny else 20},
             "tasks": {"names": ["addition"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 64},
         }
     )

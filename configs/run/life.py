@@ -24,7 +24,12 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stages": [
-                {"stage": "pretrain", "name": "base", "config": f"configs/pretrain/stdlib_code.py{end}", "settings": {**shorter, **text, **own}},
+                {
+                    "stage": "pretrain",
+                    "name": "base",
+                    "config": f"configs/pretrain/stdlib_code.py{end}",
+                    "settings": {**shorter, **text, **own},
+                },
                 {
                     "stage": "sample",
                     "name": "code",

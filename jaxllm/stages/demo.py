@@ -71,7 +71,7 @@ def run_and_kill(words: Sequence[str], life: Path) -> int | None:
             for base in trained(life)[:1]:
                 metrics, steps = read_jsonl(base / "metrics.jsonl"), total_steps(base)
                 last = metrics[-1]["step"] if metrics else 0
-                if steps and last >= KILL_AT * steps and any((base / "checkpoints").glob("*/manifest.json")):
+                if steps and KILL_AT * steps <= last < steps and any((base / "checkpoints").glob("*/manifest.json")):
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
                     print(f"killed at step {last}", file=sys.stderr, flush=True)

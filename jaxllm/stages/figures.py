@@ -1,5 +1,6 @@
 """Tasks and judges in a report: tables and pictures of scores with their intervals."""
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -118,8 +119,8 @@ def rewards(metrics: Sequence[Record], config: Record) -> list[str]:
     proxy, gold = ({name: xy for name, xy in shown.items() if bool(weights[name]) == counts} for counts in (True, False))
     if not proxy or not gold:
         return []
-    names = ", ".join(gold)
-    return [f"<h3>Proxy and gold</h3><p>Trained for: {', '.join(proxy)}. Watched: {names}.</p>", two_scales(proxy, gold, "proxy", "gold")]
+    said = html.escape(f"Trained for: {', '.join(proxy)}. Watched: {', '.join(gold)}.")
+    return [f"<h3>Proxy and gold</h3><p>{said}</p>", two_scales(proxy, gold, "proxy", "gold")]
 
 
 def stages(asked: Mapping[str, Mapping[str, Sequence[Record]]]) -> list[str]:

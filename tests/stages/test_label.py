@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxllm.data.comparisons import Reading, judged
@@ -26,6 +27,7 @@ def life(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("JAXLLM_CACHE", str(folder / "cache"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)  # conftest has set it
         patch.setattr(run, "run", here)
         words = ["--config.log.every=1", "--config.log.tensorboard=false", "--config.steps=3", "--config.data.workers=1"]
         assert main(["run", "--config", "configs/run/instructgpt.py:tiny", "--workdir", str(folder / "run"), *words]) == 0
