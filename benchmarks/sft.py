@@ -102,15 +102,15 @@ def trained(texts: list[str]) -> str:
 def packing(options: argparse.Namespace) -> None:
     """The share of places in packed rows that hold a token."""
     from benchmarks.tuned import read_examples
-    from jaxllm.data.chat import Encoded, encode_batch
+    from jaxllm.data.chat import encode_batch
     from jaxllm.data.example_rows import ExampleReader
-    from jaxllm.data.examples import write_examples
+    from jaxllm.data.examples import Example, write_examples
 
     if options.file.endswith("w2.jsonl"):
         store = read_examples(Path(options.file))
     else:
         rows, template, tokenizer, _ = dialogues(options)
-        encoded = [one for one in encode_batch(rows, template, tokenizer) if isinstance(one, Encoded)]
+        encoded = [one for one in encode_batch(rows, template, tokenizer) if isinstance(one, Example)]
         folder = Path(tempfile.mkdtemp()) / "examples"
         store = write_examples(folder, encoded, vocab_size=tokenizer.vocab_size, fingerprint=options.file)
     for length in (512, 1024, 2048, 4096):
@@ -125,7 +125,8 @@ def encoding(options: argparse.Namespace) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import tokenizers
 
-    from jaxllm.data.chat import Encoded, encode_batch
+    from jaxllm.data.chat import encode_batch
+    from jaxllm.data.examples import Example
 
     rows, template, tokenizer, path = dialogues(options)
     texts = ["".join(part.text for part in template.render(one, [len(one.messages) - 1], False) if not part.token) for one in rows]
@@ -137,7 +138,7 @@ def encoding(options: argparse.Namespace) -> None:
         library.encode_batch(texts, add_special_tokens=False)
         end = time.process_time()
         rates = {"ours": size / (middle - begin), "library": size / (end - middle)}
-        whole = sum(isinstance(one, Encoded) for one in found)
+        whole = sum(isinstance(one, Example) for one in found)
         say(metric="encoding", unit="characters/s", ratio=rates["ours"] / rates["library"], dialogues=whole, **rates)
 
 

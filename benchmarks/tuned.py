@@ -15,7 +15,7 @@ from jaxllm.interop import huggingface, places
 from jaxllm.interop.folders import open_folder
 from jaxllm.models.model import Model
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import inputs, setup, sft, train, tuning
+from jaxllm.stages import inputs, programs, setup, sft, tuning
 from jaxllm.stages.config import resolve
 from jaxllm.training import state as states
 from jaxllm.training.step import Step, jit_step
@@ -67,8 +67,8 @@ def start(weights: Path, examples: ExampleStore, settings: Mapping[str, Any], ov
         if tuned.method is not None:
             frozen = {"base": tuned.stored(params)}
             params = jax.jit(lambda base: tuned.method.init(tuning.key(config), base))(frozen["base"])
-        state = states.from_params(params, optimizer, mesh, tuned.axes(), **train.state_options(config))
-        step = train.make_update(config, tuned, sft.RECIPE.objective(config, model), optimizer)
+        state = states.from_params(params, optimizer, mesh, tuned.axes(), **programs.state_options(config))
+        step = programs.make_update(config, tuned, sft.RECIPE.objective(config, model), optimizer)
         update = jit_step(step, state, setup.compiler_options(config, mesh))
     sizes = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
     reader = ExampleReader({"w2": examples}, **sizes, seed=config.seed, mode=config.data.packing)

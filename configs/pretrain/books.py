@@ -8,6 +8,8 @@ The text lies under data/ here: one plain file of Wikipedia articles and a folde
 
 from ml_collections import ConfigDict
 
+PLANNED = {"topology": "v5e:2x2", "hbm_gb": 0.07948, "sent_gb": 0.02154, "step_seconds": 0.0001329}
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """`:tiny` is the same in a few steps, for tests."""

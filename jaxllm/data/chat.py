@@ -1,29 +1,12 @@
 """Dialogues into tokens: every token of a template's rendering with the weight it has as a target, and whose words it is of."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxllm.data.dialogues import ASSISTANT, BOS, EOS, Dialogue, Message, Part, Template, WrongDialogue, check, message_weights
+from jaxllm.data.examples import Example
 from jaxllm.data.tokenizer_kinds import Tokenizer
-
-
-class Encoded(NamedTuple):
-    """A dialogue in tokens.
-
-    Attributes:
-      tokens: int32 [n].
-      weights: float32 [n], of each token AS A TARGET: of predicting tokens[i] from tokens[:i]; the first is 0.
-      turns: int16 [n], which message a token belongs to, its header and end included; -1: the template put it outside of messages.
-      roles: of the messages.
-    """
-
-    tokens: np.ndarray
-    weights: np.ndarray
-    turns: np.ndarray
-    roles: tuple[str, ...]
-
 
 Spelled = Mapping[str, int | str | None]
 
@@ -78,7 +61,7 @@ def _pieces(parts: Sequence[Part], ids: Spelled) -> tuple[list[Part], list[str |
 
 def encode_batch(
     dialogues: Sequence[Dialogue], template: Template, tokenizer: Tokenizer, loss: str = ASSISTANT
-) -> list[Encoded | WrongDialogue]:
+) -> list[Example | WrongDialogue]:
     """Many dialogues at the speed of the tokenizer's library; a wrong one comes back as its error, in its place.
 
     The tokens are those of the rendering as a whole: texts between special tokens are encoded together. Names of special tokens inside a
@@ -95,7 +78,7 @@ def encode_batch(
     """
     ids = spelled(template, tokenizer)
     symbols = _symbols(ids, tokenizer)
-    found: list[Encoded | WrongDialogue | None] = []
+    found: list[Example | WrongDialogue | None] = []
     rows = []
     for dialogue in dialogues:
         weights = message_weights(dialogue, loss)
@@ -112,7 +95,7 @@ def encode_batch(
     return [next(done) if one is None else one for one in found]
 
 
-def encode(dialogue: Dialogue, template: Template, tokenizer: Tokenizer, loss: str = ASSISTANT) -> Encoded:
+def encode(dialogue: Dialogue, template: Template, tokenizer: Tokenizer, loss: str = ASSISTANT) -> Example:
     """One dialogue; see `encode_batch`.
 
     Raises:
@@ -126,7 +109,7 @@ def encode(dialogue: Dialogue, template: Template, tokenizer: Tokenizer, loss: s
 
 def _weighed(
     dialogue: Dialogue, weights: Sequence[float], parts: Sequence[Part], ids: np.ndarray, spans: np.ndarray
-) -> Encoded | WrongDialogue:
+) -> Example | WrongDialogue:
     """The tokens with what is known of their parts."""
     turns, targets = np.full(len(ids), -1, np.int16), np.zeros(len(ids), np.float32)
     places = spans.tolist()
@@ -139,7 +122,7 @@ def _weighed(
     targets[:1] = 0.0  # nothing comes before the first token
     if not targets.any():
         return WrongDialogue(dialogue, "would train on nothing: no token of it is a target")
-    return Encoded(ids, targets, turns, tuple(message.role for message in dialogue.messages))
+    return Example(ids, targets, turns, tuple(message.role for message in dialogue.messages))
 
 
 def encode_prompt(dialogue: Dialogue, template: Template, tokenizer: Tokenizer) -> np.ndarray:

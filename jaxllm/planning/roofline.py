@@ -7,8 +7,9 @@ from jaxllm.planning.hlo import Collective
 from jaxllm.planning.topologies import Topology
 
 ASSUMPTIONS = (
-    "products at the published dense bf16 peak; gathers and sums at the published link rate, one way, as rings over all links;"
-    " products and traffic overlap perfectly; nothing else takes time"
+    "products at the published dense bf16 peak; what a program is given is read once at the memory's published rate;"
+    " gathers and sums at the published link rate, one way, as rings over all links;"
+    " all of these overlap perfectly; nothing else takes time"
 )
 
 
@@ -17,6 +18,7 @@ class Roofline(NamedTuple):
 
     Attributes:
       products: the model's FLOPs, and what remat computes again, at the peak.
+      hbm: what the program is given, read once from memory.
       ici: traffic inside the slices.
       dcn: traffic between the slices; None: the rate of this generation is not published.
       step: the longest of those known.
@@ -24,13 +26,16 @@ class Roofline(NamedTuple):
     """
 
     products: float
+    hbm: float
     ici: float
     dcn: float | None
     step: float
     mfu: float
 
 
-def roofline(topology: Topology, peak: float, flops: float, recomputed: float, collectives: Sequence[Collective]) -> Roofline:
+def roofline(
+    topology: Topology, peak: float, flops: float, recomputed: float, collectives: Sequence[Collective], read: float = 0.0
+) -> Roofline:
     """The least time of a step.
 
     Args:
@@ -39,6 +44,7 @@ def roofline(topology: Topology, peak: float, flops: float, recomputed: float, c
       flops: of the model's forward and backward on one device in one step, nothing recomputed.
       recomputed: what a remat policy adds to them.
       collectives: of the compiled step.
+      read: bytes of one device's memory that it must at least read.
     """
     chip, crossing, inside = topology.chip, 0.0, 0.0
     for c in collectives:
@@ -51,5 +57,6 @@ def roofline(topology: Topology, peak: float, flops: float, recomputed: float, c
             inside += c.sent * chip.devices
     ici, dcn = inside / chip.ici_rate, 0.0 if not crossing else crossing / chip.dcn_rate if chip.dcn_rate else None
     products = (flops + recomputed) / peak
-    step = max(products, ici, dcn or 0.0)
-    return Roofline(products, ici, dcn, step, flops / peak / step)
+    hbm = read * chip.devices / chip.hbm_rate
+    step = max(products, hbm, ici, dcn or 0.0)
+    return Roofline(products, hbm, ici, dcn, step, flops / peak / step)

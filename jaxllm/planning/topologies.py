@@ -24,6 +24,7 @@ class Chip(NamedTuple):
       torus: dims of its network.
       devices: JAX devices in a chip.
       hbm: bytes of a device's memory that a program can have, as libtpu 0.0.50.1 gives them in its refusals.
+      hbm_rate: bytes/s between a chip and its memory.
       ici_rate: bytes/s that a chip sends into its slice's network over all links, one way.
       dcn_rate: bytes/s that a chip sends between slices; None: not published.
       pod: chips of the largest slice.
@@ -33,6 +34,7 @@ class Chip(NamedTuple):
     torus: int
     devices: int
     hbm: int
+    hbm_rate: float
     ici_rate: float
     dcn_rate: float | None
     pod: int
@@ -43,11 +45,11 @@ class Chip(NamedTuple):
 # the all-reduce bandwidth of a pod, 1.1 PB/s, over its 4096 chips. DCN: of a chip (v5p 50, v6e and tpu7x 100 Gbit/s); v5e: 6.4 Tbit/s of a
 # pod over its 256 chips.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(3, 1, int(30.75 * GiB), 1.1e15 / 4096, None, 4096, "megacore"),
-    "v5e": Chip(2, 1, int(15.75 * GiB), 200e9, 6.4e12 / 256 / 8, 256),
-    "v5p": Chip(3, 1, int(95.73 * GiB), 600e9, 50e9 / 8, 6144, "megacore"),
-    "v6e": Chip(2, 1, int(31.24 * GiB), 400e9, 100e9 / 8, 256),
-    "tpu7x": Chip(3, 2, int(94.74 * GiB), 600e9, 100e9 / 8, 9216),
+    "v4": Chip(3, 1, int(30.75 * GiB), 1200e9, 1.1e15 / 4096, None, 4096, "megacore"),
+    "v5e": Chip(2, 1, int(15.75 * GiB), 819e9, 200e9, 6.4e12 / 256 / 8, 256),
+    "v5p": Chip(3, 1, int(95.73 * GiB), 2765e9, 600e9, 50e9 / 8, 6144, "megacore"),
+    "v6e": Chip(2, 1, int(31.24 * GiB), 1640e9, 400e9, 100e9 / 8, 256),
+    "tpu7x": Chip(3, 2, int(94.74 * GiB), 7380e9, 600e9, 100e9 / 8, 9216),
 }
 HOST = (2, 2, 1)  # chips of one host, by dim
 

@@ -153,7 +153,8 @@ def lines(found: Plan) -> list[str]:
         speed = found.speed
         dcn = "not published" if speed.dcn is None else f"{speed.dcn:.3g}"
         said.append(
-            f"{found.name}: at least {speed.step:.3g} s a step (products {speed.products:.3g}, ICI {speed.ici:.3g}, DCN {dcn}), "
+            f"{found.name}: at least {speed.step:.3g} s a step (products {speed.products:.3g}, memory {speed.hbm:.3g}, "
+            f"ICI {speed.ici:.3g}, DCN {dcn}), "
             f"MFU at most {speed.mfu:.0%}, {found.tokens / speed.step:,.0f} tokens/s. Assumed: {ASSUMPTIONS}."
         )
     if found.left >= 0:

@@ -1,6 +1,7 @@
 """A rollout: prompts through the engine with the weights of the moment, token in, token out, as rows that training takes as they are."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,7 +102,8 @@ class Sampler:
           step: of the run, which folds into every draw.
         """
         if self._engine is None:  # under the mesh of the run
-            self._engine = self._made(len(prompts) * num_samples)
+            sizes = {"slots": self.slots, "length": self.length, "max_new_tokens": self.max_new_tokens}
+            self._engine = engine_of(self.model, self.sampling, rows=len(prompts) * num_samples, **sizes)
         ids = np.arange(len(prompts) * num_samples).reshape(len(prompts), num_samples)
         requests = (Request(p.tokens, tuple(map(int, own)), self.max_new_tokens) for p, own in zip(prompts, ids, strict=True))
         last = [prompt.tokens[-1:].tolist() for prompt in prompts]
@@ -121,10 +123,19 @@ class Sampler:
         """Of all draws of the rollout at this step."""
         return purpose_key(self.seed, PURPOSE, step)
 
-    def _made(self, rows: int) -> Engine:
-        ways = rules.ways("batch")
-        slots = -(-(self.slots or min(rows, MOST_SLOTS)) // ways) * ways
-        return Engine(self.model, self.sampling, slots=slots, length=self.length, block=min(16, self.max_new_tokens))
+
+def engine_of(model: Model, sampling: Sampling, *, rows: int, slots: int, length: int, max_new_tokens: int) -> Engine:
+    """The engine of rollouts of so many rows, under the ambient mesh; the rest as for `Sampler`."""
+    ways = rules.ways("batch")
+    slots = -(-(slots or min(rows, MOST_SLOTS)) // ways) * ways
+    return Engine(model, sampling, slots=slots, length=length, block=min(16, max_new_tokens))
+
+
+def decoder_of(model: Model) -> tuple[Model, Callable[[Any], Any]]:
+    """The model as it decodes fastest, and its parameters from those of training: on a CPU the layers stand one by one."""
+    if rules.platform() != "cpu" or not model.scan_layers:
+        return model, lambda params: params
+    return dataclasses.replace(model, scan_layers=False), jax.jit(lambda params: model.relayout(params, False))
 
 
 def rows_of(samples: Samples, sequence_length: int) -> dict[str, np.ndarray]:

@@ -59,8 +59,8 @@ class Scorer:
 
     def __init__(self, model: Model, temperature: float, place: Place, rows: int, critic: Critic | None = None):
         self.rows, self._place = rows, place
-        self._log_probs = jax.jit(lambda params, batch: _whole(_looked(model, temperature, params, batch)["log_probs"]))
-        self._looked = jax.jit(lambda params, batch: jax.tree.map(_whole, _looked(model, temperature, params, batch, critic)))
+        self._log_probs = jax.jit(lambda params, batch: _whole(looked(model, temperature, params, batch)["log_probs"]))
+        self._looked = jax.jit(lambda params, batch: jax.tree.map(_whole, looked(model, temperature, params, batch, critic)))
         self._others = jax.jit(lambda params, batch, key: _whole(_others(model, temperature, params, batch, key)))
 
     def log_probs(self, params: Any, rows: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -97,9 +97,10 @@ def _whole(x: jax.Array) -> jax.Array:
     return rules.constrain(x, *(None,) * x.ndim)
 
 
-def _looked(
+def looked(
     model: Model, temperature: float, params: Any, batch: Mapping[str, jax.Array], critic: Critic | None = None
 ) -> dict[str, jax.Array]:
+    """What `Scorer.look` runs for rows that are on the mesh."""
     hidden = forward(model, params, batch)
     found = {"log_probs": token_log_probs(model, params, hidden, batch["targets"], temperature)}
     if critic is not None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jaxllm.parallel import hosts, rules
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import opened, setup, train, tuning
+from jaxllm.stages import opened, programs, setup, tuning
 from jaxllm.stages.recipe import Objective, Recipe
 from jaxllm.training import state as states
 from jaxllm.training.step import jit_step
@@ -51,7 +51,7 @@ def canary(config: ConfigDict, recipe: Recipe, num_steps: int) -> int:
         raise ValueError(f"There are no flags for {kind} to compare with none. Give some by xla.options, or run without --canary.")
     with rules.under(mesh):
         model = setup.model(config)
-    train.check_batch(config, dict(mesh.shape))
+    programs.check_batch(config, dict(mesh.shape))
     runs = [_updates(config, model, mesh, recipe.objective(config, model), num_steps, chosen) for chosen in (options, {})]
     hosts.finish()
     table, apart = compare(*runs)
@@ -81,8 +81,8 @@ def _updates(config: ConfigDict, model: Any, mesh: Any, objective: Objective, nu
     optimizer = setup.optimizer(config, tuned.axes())
     with jax.set_mesh(mesh):
         frozen = opened.frozen(config, mesh, tuned, None)
-        state = states.create(tuned.init(config), optimizer, mesh, tuned.axes(), **train.state_options(config))
-        update = jit_step(train.make_update(config, tuned, objective, optimizer), state, options)
+        state = states.create(tuned.init(config), optimizer, mesh, tuned.axes(), **programs.state_options(config))
+        update = jit_step(programs.make_update(config, tuned, objective, optimizer), state, options)
         found = []
         for step in range(num_steps):
             state, report = update(state, frozen, _batch(config, model.config.vocab_size, step))

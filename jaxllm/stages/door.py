@@ -3,7 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
-from jaxllm.stages import canary, origin, train
+from jaxllm.stages import canary, origin, programs, train
 from jaxllm.stages.config import load
 from jaxllm.stages.recipe import Recipe
 
@@ -16,7 +16,7 @@ def main(recipe: Recipe, args: Namespace, overrides: Sequence[str]) -> int:
             f"{args.config} is a config for `jaxllm {config.stage}`, not for `jaxllm {recipe.name}`. Run it there, or leave out its stage."
         )
     if args.check:
-        return train.check(config, recipe)
+        return programs.check(config, recipe)
     if args.canary is not None:
         return canary.canary(config, recipe, args.canary)
     return train.run(recipe, config, args.workdir)

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxllm.data import natural_instructions
-from jaxllm.data.chat import Encoded, encode_batch
+from jaxllm.data.chat import encode_batch
 from jaxllm.data.conversations import Reading, Tally, check_share, records
 from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, Template, WrongDialogue, each_answer
-from jaxllm.data.examples import Examples, ExampleStore, open_examples, write_examples
+from jaxllm.data.examples import Example, Examples, ExampleStore, open_examples, write_examples
 from jaxllm.data.held_out import Part
 from jaxllm.data.making import Say
 from jaxllm.data.objects import SUFFIXES
@@ -51,7 +51,7 @@ class Encoding(NamedTuple):
     loss: str
     each_answer: bool
 
-    def __call__(self, found: Sequence[Dialogue]) -> Iterator[tuple[int, Encoded | WrongDialogue]]:
+    def __call__(self, found: Sequence[Dialogue]) -> Iterator[tuple[int, Example | WrongDialogue]]:
         """The rows of dialogues, each with the number of its dialogue; one of which no answer is trained on is a row that is refused."""
         split = [each_answer(dialogue) or [dialogue] if self.each_answer else [dialogue] for dialogue in found]
         rows = [(i, one) for i, own in enumerate(split) for one in own]
@@ -167,7 +167,7 @@ class _Kept:
         self.seen: set[bytes] = set()
         self.repeated = self.count = self.rows = 0
 
-    def examples(self, batches: Iterator[list[tuple[tuple[str, str] | None, Dialogue]]], encoding: Encoding) -> Iterator[Encoded]:
+    def examples(self, batches: Iterator[list[tuple[tuple[str, str] | None, Dialogue]]], encoding: Encoding) -> Iterator[Example]:
         for batch in batches:
             fresh = [(task, dialogue) for task, dialogue in batch if self._is_new(dialogue)]
             for i, found in encoding([dialogue for _, dialogue in fresh]):
@@ -224,7 +224,7 @@ def _make(source: Source, reading: Reading, encoding: Encoding, rules: Rules, fo
     (folder / f"{HELD}.partial").rename(folder / HELD)
 
 
-def _checked(examples: Iterator[Encoded], kept: _Kept, notes: dict[str, Any]) -> Iterator[Encoded]:
+def _checked(examples: Iterator[Example], kept: _Kept, notes: dict[str, Any]) -> Iterator[Example]:
     """The examples; at their end, whether too many rows were refused, and what the store shall remember of them."""
     yield from examples
     wrong = [*kept.tally.wrong, *kept.wrong]

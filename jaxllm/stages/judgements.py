@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.data.chat import Encoded
 from jaxllm.data.comparisons import Judged, Reading, Tally, records
 from jaxllm.data.conversations import check_share
 from jaxllm.data.dialogues import ASSISTANT, Dialogue, Message, WrongDialogue
+from jaxllm.data.examples import Example
 from jaxllm.data.groups import Chosen, Group, Groups, GroupStore, is_whole, open_groups, write_groups
 from jaxllm.data.making import Say
 from jaxllm.data.objects import SUFFIXES
@@ -172,7 +172,7 @@ class _Kept:
 
 def _same(judged: Judged, answers: list[Any]) -> str | None:
     """What is wrong with answers that are the same to the model."""
-    tokens = [one.tokens.tobytes() for one in answers if isinstance(one, Encoded)]
+    tokens = [one.tokens.tobytes() for one in answers if isinstance(one, Example)]
     ranks = judged.ranks
     same = any(tokens[i] == tokens[j] and ranks[i] != ranks[j] for i in range(len(tokens)) for j in range(i))
     return "has answers that are the same in tokens, and judged differently" if same else None

@@ -126,7 +126,7 @@ SHARED: dict[str, Key] = {
     "peft.layers": Key(None, int, "last_n: how many of the last layers are trained"),
     "peft.task": Key(None, str, "of several soft prompts, the one to read and write with: the name of its source", resume=True),
     "peft.quantize": Key("none", str, "how the frozen base is stored: none, int8, nf4 (QLoRA)"),
-    "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, start, num_tasks, ..."),
+    "peft.options": Key({}, dict, "the method's other options: reduction, activation, scale, start, num_tasks and so on"),
     "parallel.replica": Key(1, int, "data parallel across slices", resume=True),
     "parallel.fsdp": Key(-1, int, "data parallel with sharded parameters; -1 takes what is left", resume=True),
     "parallel.stage": Key(1, int, "pipeline stages (comes later)", resume=True),
@@ -243,7 +243,7 @@ ROLLOUT: dict[str, Key] = {
 }
 
 RL: dict[str, Key] = {
-    "rl.method": Key("grpo", str, "ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, reinforce_plus_plus, remax, raft, ..."),
+    "rl.method": Key("grpo", str, "ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, reinforce_plus_plus, remax, raft, gspo_token or reinforce_plus_plus_baseline"),
     "rl.rewards": Key([], list, "parts of the reward: a list of {kind, name, weight, ...} (none: the task's own score, or exact)"),
     "rl.reward_rule": Key("sum", str, "how parts become one number: sum, normalised_sum, product"),
     "rl.kl": Key(None, str, "where the KL from the start goes: reward, loss, none (none given: as the method has it)"),

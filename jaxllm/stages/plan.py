@@ -16,7 +16,7 @@ from jaxllm.planning.compiled import OutOfMemory, compile_program, local_bytes
 from jaxllm.planning.roofline import roofline
 from jaxllm.planning.search import Choice, Outcome, search
 from jaxllm.planning.verdict import HEADINGS, Plan, flow_rows, flow_table, flows, fsdp_minimum, lines, memory, memory_table, record
-from jaxllm.stages import origin, page, setup, train
+from jaxllm.stages import origin, page, programs, setup
 from jaxllm.stages.config import load, resolve
 from jaxllm.stages.recipes import recipe_of
 
@@ -31,35 +31,51 @@ def group(path: str) -> str:
     return {"0": GROUPS.get(rest.partition("/")[0], "other state"), "1": "frozen parameters"}.get(argument, "batch")
 
 
+def forward_group(path: str) -> str:
+    """The memory group of an argument of what runs beside the update."""
+    found = group(path)
+    return "rows and their cache" if found == "batch" else found
+
+
 def plan(config: ConfigDict, topology: topologies.Topology) -> list[Plan]:
     """What each program of this config takes on this topology, and how fast it can be."""
-    from jaxllm.models.counts import recomputed_flops, training_flops
+    from jaxllm.models.counts import forward_flops, recomputed_flops, training_flops
     from jaxllm.parallel import rules
     from jaxllm.training.step import jit_step
 
     mesh = topologies.make_mesh(topology, setup.mesh_sizes(config))
     with rules.under(mesh.abstract_mesh):
-        programs = train.programs(config, mesh, recipe_of(config))
+        found = programs.programs(config, mesh, recipe_of(config))
         shape = setup.model_config(config, setup.vocabulary(config))
         itemsize = jax.numpy.dtype(setup.compute_dtype(config)).itemsize
     peak = _peak(mesh)
-    tokens = config.batch_size * config.sequence_length / mesh.size
-    flops = training_flops(shape, config.sequence_length) * tokens
-    again = recomputed_flops(shape, config.sequence_length, config.remat) * tokens
-    flags, found = setup.compiler_options(config, mesh), []
+    flags, plans = setup.compiler_options(config, mesh), []
     rows = config.batch_size // config.microbatches // (mesh.shape["replica"] * mesh.shape["fsdp"])
-    asked = (config.batch_size * config.sequence_length, rows, config.remat)
-    for name, (function, arguments) in programs.items():
-        state = sum(local_bytes(leaf) for leaf in jax.tree.leaves(arguments[0]))
+    for name, (function, arguments, tokens) in found.items():
+        trains = name == programs.TRAIN_STEP
+        if trains:
+            compute, again = training_flops, recomputed_flops(shape, config.sequence_length, config.remat)
+            jitted = jit_step(function, arguments[0], flags)
+        else:  # what it does not read lies there all the same
+            compute, again = forward_flops, 0.0
+            jitted = jax.jit(function, donate_argnums=2, keep_unused=True, compiler_options=flags or None)
+        state, read = _bytes(arguments[0]), _bytes(arguments if trains else (arguments[0].params, arguments[1:]))
+        asked = (tokens, rows, config.remat)
         try:
-            compiled = compile_program(name, jit_step(function, arguments[0], flags), arguments, mesh, group)
+            compiled = compile_program(name, jitted, arguments, mesh, group if trains else forward_group)
         except OutOfMemory as error:
-            found.append(Plan(topology, name, error, None, [], flags, state, *asked))
+            plans.append(Plan(topology, name, error, None, [], flags, state, *asked))
             continue
-        minimum = _minimum(arguments[0].params, dict(mesh.shape), itemsize, config.microbatches)
-        speed = roofline(topology, peak, flops, again, compiled.collectives)
-        found.append(Plan(topology, name, compiled, speed, flows(compiled, topology.num_slices, minimum), flags, state, *asked))
-    return found
+        minimum = _minimum(arguments[0].params, dict(mesh.shape), itemsize, config.microbatches) if trains else {}
+        share = tokens / mesh.size
+        speed = roofline(topology, peak, compute(shape, config.sequence_length) * share, again * share, compiled.collectives, read)
+        plans.append(Plan(topology, name, compiled, speed, flows(compiled, topology.num_slices, minimum), flags, state, *asked))
+    return plans
+
+
+def _bytes(tree: Any) -> int:
+    """Of one device."""
+    return sum(local_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def _peak(mesh: Any) -> float:
@@ -121,7 +137,7 @@ def html_section(found: Plan) -> str:
     tensors = [[t.shape, t.source, t.operation[-80:], t.num_bytes / 1e9] for t in found.compiled.largest]
     parts += ["<h2>Largest arrays</h2>", page.table(tensors, ["shape", "made by", "operation", "GB"])]
     if found.speed is not None:
-        seconds = {"products": found.speed.products, "ICI": found.speed.ici, "DCN": found.speed.dcn or 0.0}
+        seconds = {"products": found.speed.products, "memory": found.speed.hbm, "ICI": found.speed.ici, "DCN": found.speed.dcn or 0.0}
         parts += ["<h2>Least time of a step</h2>", page.table([[name, value] for name, value in seconds.items()], ["", "seconds"])]
         parts += ["<h2>Sent by one device in a step</h2>", page.table(flow_rows(found), list(HEADINGS))]
     shown = "\n".join(f"{name}={value}" for name, value in found.flags.items()) or "none"
@@ -183,14 +199,15 @@ def _search(config: ConfigDict, topology: topologies.Topology, limit: int, conso
         said = " ".join(f"{key}={value}" for key, value in choice.overrides.items())
         with console.status(f"Compiling {said} ..."):
             try:
-                (found,) = plan(resolve(config.to_dict(), choice.overrides), topology)
+                plans = plan(resolve(config.to_dict(), choice.overrides), topology)
             except ValueError as error:  # a size that the mesh does not divide, a policy that this slice has not
                 console.print(f"{said}: {error}", soft_wrap=True, markup=False)
                 return None
-        seconds = found.speed.step if found.speed else float("inf")
-        fits = f"fits, at least {seconds:.3g} s a step" if found.left >= 0 else "does not fit"
-        console.print(f"{said}: {found.used / 1e9:.1f} GB, {fits}", soft_wrap=True, markup=False)
-        return Outcome(found.left >= 0, seconds)
+        tightest = min(plans, key=lambda found: found.left)
+        seconds = plans[0].speed.step if plans[0].speed else float("inf")  # of the update
+        fits = f"fits, at least {seconds:.3g} s a step" if tightest.left >= 0 else f"{tightest.name} does not fit"
+        console.print(f"{said}: {tightest.used / 1e9:.1f} GB, {fits}", soft_wrap=True, markup=False)
+        return Outcome(tightest.left >= 0, seconds)
 
     tried, missed = search(choices(config, topology, shape, itemsize, _peak(mesh)), evaluate, limit, needs_less)
     if missed:

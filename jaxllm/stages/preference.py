@@ -20,7 +20,7 @@ from jaxllm.losses.preference import LOSSES, Pairs, Preference, preference, pref
 from jaxllm.losses.terms import check_choice
 from jaxllm.models.heads import sums_of_segments
 from jaxllm.models.model import Model
-from jaxllm.stages import comparisons, door, setup, train
+from jaxllm.stages import comparisons, door, setup
 from jaxllm.stages.comparisons import Wants
 from jaxllm.stages.recipe import Beside, Objective, Recipe, Scorer
 
@@ -219,11 +219,6 @@ RECIPE = Recipe(
     beside=beside,
     fields=fields,
 )
-
-
-def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]:
-    """name -> (function, abstract arguments): what this stage compiles."""
-    return train.programs(config, mesh, RECIPE)
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:

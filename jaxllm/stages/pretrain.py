@@ -1,8 +1,7 @@
 """Pretraining: token files -> a language model that predicts the next token."""
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.evaluation.perplexity import perplexity
 from jaxllm.losses.language import cross_entropy, cross_entropy_totals
 from jaxllm.models.model import Model
-from jaxllm.stages import door, inputs, setup, train
+from jaxllm.stages import door, inputs, setup
 from jaxllm.stages.dialogues import open_dialogues
 from jaxllm.stages.mixed import MixedData
 from jaxllm.stages.recipe import Data, Objective, Recipe, Scorer
@@ -70,11 +69,6 @@ def open_data(config: ConfigDict) -> Data:
 
 
 RECIPE = Recipe("pretrain", objective, open_data, scorer)
-
-
-def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]:
-    """name -> (function, abstract arguments): what this stage compiles; `--check`, planning and tests use nothing else."""
-    return train.programs(config, mesh, RECIPE)
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:

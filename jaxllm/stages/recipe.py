@@ -25,6 +25,20 @@ class Objective(NamedTuple):
     before: Callable | None = None
 
 
+class Program(NamedTuple):
+    """What a stage compiles.
+
+    Attributes:
+      function: of (state, frozen, ...).
+      arguments: abstract ones.
+      tokens: that go through the model in one call.
+    """
+
+    function: Callable
+    arguments: tuple
+    tokens: int
+
+
 class Beside(NamedTuple):
     """What a stage needs beside the model itself.
 
@@ -133,6 +147,7 @@ class Recipe(NamedTuple):
       scores: the names of those metrics.
       beside: (config, model) -> what there is beside the model.
       fields: config -> the fields of a batch beside `pipeline.FIELDS`: name -> shape, dtype.
+      forwards: (config, tuned, mesh, (state, frozen)) -> what runs beside the update: name -> Program.
       feed: (run, work directory) -> where batches come from, where they are made with the state's weights; None: from the data's reader.
     """
 
@@ -143,4 +158,5 @@ class Recipe(NamedTuple):
     scores: Sequence[str] = SCORES
     beside: Callable[[ConfigDict, Any], Beside] = lambda config, model: Beside()
     fields: Callable[[ConfigDict], Mapping[str, tuple[tuple[int, ...], Any]]] = lambda config: {}
+    forwards: Callable[[ConfigDict, Any, Any, tuple], Mapping[str, Program]] = lambda config, tuned, mesh, held: {}
     feed: Callable[[Any, str], Any] | None = None

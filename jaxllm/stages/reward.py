@@ -21,7 +21,7 @@ from jaxllm.models.heads import Head
 from jaxllm.models.model import Model
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import comparisons, door, opened, scored, setup, train, workdir
+from jaxllm.stages import comparisons, door, opened, scored, setup, workdir
 from jaxllm.stages.comparisons import Wants
 from jaxllm.stages.config import resolve
 from jaxllm.stages.recipe import Beside, Objective, Recipe, Scorer
@@ -210,11 +210,6 @@ RECIPE = Recipe(
     beside=beside,
     fields=lambda config: shape(config).arrays(),
 )
-
-
-def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]:
-    """name -> (function, abstract arguments): what this stage compiles."""
-    return train.programs(config, mesh, RECIPE)
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:

@@ -1,6 +1,5 @@
 """Policy optimisation: prompts and rewards -> a model whose own samples score higher; GRPO and its kin, on full weights or any PEFT."""
 
-import dataclasses
 import functools
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +12,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxllm.data.pipeline import FIELDS
-from jaxllm.parallel import hosts, rules
+from jaxllm.parallel import hosts
 from jaxllm.parallel.rows import make_global, rows_needed
 from jaxllm.rollouts.credit import credit
 from jaxllm.rollouts.doctor import Doctor
 from jaxllm.rollouts.feeds import Controller, RolloutFeed, fixed
 from jaxllm.rollouts.making import Made, Making, Plan, Weights
-from jaxllm.rollouts.rollout import Sampler
+from jaxllm.rollouts.rollout import Sampler, decoder_of
 from jaxllm.rollouts.scoring import Place, Scorer
 from jaxllm.rollouts.shaping import adaptive_kl
-from jaxllm.stages import door, inputs, methods, policy, pretrain, train
+from jaxllm.stages import door, inputs, methods, policy, pretrain, rollout_programs, train
 from jaxllm.stages.policy import TEXT
 from jaxllm.stages.prompted import PromptData, open_prompts
 from jaxllm.stages.recipe import Beside, Recipe
@@ -72,13 +71,6 @@ def placement(mesh: Any) -> Place:
         return {name: make_global(values[own], shardings[values.ndim], count) for name, values in rows.items()}
 
     return place
-
-
-def decoder_of(model: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """The model as it decodes fastest, and its parameters from those of training: on a CPU the layers stand one by one."""
-    if rules.platform() != "cpu" or not model.scan_layers:
-        return model, lambda params: params
-    return dataclasses.replace(model, scan_layers=False), jax.jit(lambda params: model.relayout(params, False))
 
 
 def feed(made: train.Run, folder: str) -> RolloutFeed:
@@ -215,12 +207,9 @@ def open_data(config: ConfigDict) -> PromptData:
     return data
 
 
-RECIPE = Recipe("rl", policy.objective, open_data, pretrain.scorer, beside=beside, fields=fields, feed=feed)
-
-
-def programs(config: ConfigDict, mesh: Any) -> dict[str, tuple[Callable, tuple]]:
-    """name -> (function, abstract arguments): what this stage compiles."""
-    return train.programs(config, mesh, RECIPE)
+RECIPE = Recipe(
+    "rl", policy.objective, open_data, pretrain.scorer, beside=beside, fields=fields, feed=feed, forwards=rollout_programs.programs
+)
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from jaxllm.evaluation.suite import Result
 from jaxllm.parallel import hosts
 
 COUNTS = ("contaminated", "rows_judged", "rows_clean")  # what stands in columns, not as metrics
+WIDTH = 160  # columns of a table that goes into a file or a pipe: nothing is folded
 
 
 def show(results: Sequence[Result], title: str) -> None:
@@ -36,7 +36,7 @@ def show(results: Sequence[Result], title: str) -> None:
             seen = (("0" if clean else f"{share:.1%}" if math.isfinite(share) else "too short"),) if looked else ()
             rows = int(result.metrics["rows_clean"]) if clean else result.rows
             table.add_row(result.name, name, f"{value:.4f}", between, f"{rows:,}", *seen, str(result.unscored), str(result.shots))
-    Console(stderr=True, width=None if sys.stderr.isatty() else int(os.environ.get("COLUMNS", 120))).print(table)
+    Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH).print(table)
 
 
 JUDGED = {  # field of a record -> in words; with an interval where the record has one
@@ -79,7 +79,7 @@ def show_judged(record: Mapping[str, Any], title: str) -> None:
         table.add_column(column, justify="left" if not table.columns else "right")
     for row in judged_rows(record):
         table.add_row(*row)
-    Console(stderr=True, width=None if sys.stderr.isatty() else int(os.environ.get("COLUMNS", 120))).print(table)
+    Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH).print(table)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from jaxllm.parallel.mesh import make_mesh
 from jaxllm.stages import contamination, setup, workdir
 from jaxllm.stages.config import load, parse_overrides, resolve
 from jaxllm.stages.opened import identity, open_model, open_tokenizer
-from jaxllm.stages.scores import show
+from jaxllm.stages.scores import WIDTH, show
 from jaxllm.stages.wanted import Asked, wanted
 from jaxllm.tasks.catalog import TASKS, kind
 from jaxllm.training.lock import hold
@@ -44,7 +44,7 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
         table.add_column(column, overflow="fold")
     for name, found in TASKS.items():
         table.add_row(name, kind(found.task), found.task.METRIC, " ".join(found.files) or "made here", found.about)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
     return 0
 
 

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
 from jaxllm.parallel import hosts, rules
-from jaxllm.parallel.mesh import AXES, make_mesh, resolve_sizes
+from jaxllm.parallel.mesh import make_mesh
 from jaxllm.parallel.stops import StopRequests
-from jaxllm.stages import inputs, opened, origin, setup, tasks, tuning, workdir
+from jaxllm.stages import inputs, opened, origin, programs, setup, tasks, tuning, workdir
 from jaxllm.stages.config import as_dict
 from jaxllm.stages.recipe import Data, Objective, Recipe, Scorer, Soft
 from jaxllm.stages.tuning import Tuned
@@ -24,100 +23,7 @@ from jaxllm.training import state as states
 from jaxllm.training.checkpoints import Checkpoints
 from jaxllm.training.loop import EarlyStopping, Ended, Eval, fit
 from jaxllm.training.metrics import Writer
-from jaxllm.training.step import Step, jit_step, make_step
-
-GUARD_WINDOW = 128  # finite updates that spike skipping remembers
-
-
-def abstract_batch(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a packed batch of rows, and where they lie."""
-    shape, shardings = (config.batch_size, config.sequence_length), inputs.row_shardings(mesh)
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "segments": jnp.int32, "positions": jnp.int32}
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[2]) for name, dtype in kinds.items()}
-    more = {name: jax.ShapeDtypeStruct(size, dtype, sharding=shardings[len(size)]) for name, (size, dtype) in recipe.fields(config).items()}
-    return batch | more | {"row": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=shardings[1])}
-
-
-def make_update(config: ConfigDict, tuned: Tuned, objective: Objective, optimizer: Any) -> Step:
-    """The pure function of one update."""
-
-    def loss(trained, frozen, batch, rng):
-        return objective.loss(tuned.whole(trained, frozen), frozen, batch, rng)
-
-    step = make_step(
-        loss,
-        objective.totals,
-        optimizer,
-        axes=tuned.axes(),
-        microbatches=config.microbatches,
-        seed=config.seed,
-        clip_norm=config.optimizer.clip_norm or None,
-        spike_sigma=config.optimizer.spike_sigma or None,
-        ema_decay=config.optimizer.ema_decay or None,
-    )
-    before = objective.before
-    if before is None:
-        return step
-    return lambda state, frozen, batch: step(state, frozen, before(tuned.whole(state.params, frozen), frozen, batch))
-
-
-def state_options(config: ConfigDict) -> dict[str, Any]:
-    """Which optional parts the state has."""
-    return {"ema": config.optimizer.ema_decay > 0, "guard": GUARD_WINDOW}
-
-
-def abstract_state(config: ConfigDict, tuned: Tuned, mesh: Any) -> states.TrainState:
-    """The shapes of a run's state, and where they lie."""
-    axes = tuned.axes()
-    return states.abstract(tuned.init(config), setup.optimizer(config, axes, tuned.still()), mesh, axes, **state_options(config))
-
-
-def programs(config: ConfigDict, mesh: Any, recipe: Recipe) -> dict[str, tuple[Callable, tuple]]:
-    """name -> (function, abstract arguments) of what a training stage compiles; arguments carry their shardings on a real mesh."""
-    check_batch(config, dict(mesh.shape))
-    model = setup.model(config)
-    tuned = tuning.make(config, model, beside=recipe.beside(config, model))
-    step = make_update(config, tuned, recipe.objective(config, model), setup.optimizer(config, tuned.axes(), tuned.still()))
-    arguments = abstract_state(config, tuned, mesh), tuned.abstract_frozen(mesh), abstract_batch(config, mesh, recipe)
-    return {"train_step": (step, arguments)}
-
-
-def check_batch(config: ConfigDict, sizes: Mapping[str, int]) -> None:
-    """Refuses a batch that the mesh or the microbatches would not cut into equal parts.
-
-    Raises:
-      ValueError: which size, which axis, and what would divide.
-    """
-    rows = sizes["replica"] * sizes["fsdp"]
-    if config.batch_size % (rows * config.microbatches):
-        good = rows * config.microbatches
-        raise ValueError(
-            f"batch_size={config.batch_size} does not divide by replica*fsdp={rows} times microbatches={config.microbatches}."
-            f" Choose a multiple of {good}: {', '.join(str(good * k) for k in (1, 2, 4, 8))}, ..."
-        )
-    ways = sizes["context"] * (2 if sizes["context"] > 1 else 1)
-    if config.sequence_length % ways:
-        raise ValueError(
-            f"sequence_length={config.sequence_length} does not divide by {ways} (2 x context={sizes['context']}: zigzag order)."
-            f" Choose a multiple of {ways}."
-        )
-
-
-def check(config: ConfigDict, recipe: Recipe) -> int:
-    """`--check`: traces every program of a stage by shapes alone, on the config's own mesh, which need not exist; returns 0."""
-    setup.backend_flags(config)
-    sizes = setup.mesh_sizes(config)
-    known = math.prod(size for size in sizes.values() if size != -1)
-    sizes = resolve_sizes(sizes, known if -1 in sizes.values() else math.prod(sizes.values()))
-    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
-    for name, (function, arguments) in programs(config, mesh, recipe).items():
-        with rules.under(mesh):
-            jax.eval_shape(function, *arguments)
-        shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
-        trained, still = (sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (arguments[0].params, arguments[1]))
-        counted = f"{trained:,} parameters" + (f" beside {still:,} frozen ones" if still else "")
-        print(f"{name}: {counted}, batch {config.batch_size} x {config.sequence_length}, {shape}: ok")
-    return 0
+from jaxllm.training.step import jit_step
 
 
 class Run(NamedTuple):
@@ -196,7 +102,7 @@ def build(config: ConfigDict, recipe: Recipe) -> Run:
     if config.model.preset:
         setup.model_config(config)
     mesh = make_mesh(setup.mesh_sizes(config))
-    check_batch(config, dict(mesh.shape))
+    programs.check_batch(config, dict(mesh.shape))
     data = recipe.open_data(config)
     for key, metric in (("checkpoint.best", config.checkpoint.best), ("early_stopping.metric", config.early_stopping.metric)):
         check_metric(key, metric, data.eval_names(), recipe.scores)
@@ -258,7 +164,7 @@ def _train(made: Run, folder: str, stop: Callable[[int], bool], flags: str, writ
             origin.keep(config.init_from, folder, data.tokenizer.fingerprint)
     for line in [*startup_lines(made, state, frozen, flags, resumed=feed_state is not None), *data.lines(config, tuned.soft())]:
         hosts.say(line)
-    update = jit_step(make_update(config, tuned, made.objective, made.optimizer), state, setup.compiler_options(config, mesh))
+    update = jit_step(programs.make_update(config, tuned, made.objective, made.optimizer), state, setup.compiler_options(config, mesh))
     began = int(state.step)
     with jax.set_mesh(mesh), contextlib.closing(feed):
         ended = fit(
@@ -315,17 +221,17 @@ def start_state(made: Run, frozen: Any, checkpoints: Checkpoints, expect: Mappin
         model = dataclasses.replace(tuned.model, scan_layers=found.metadata["scan_layers"])
         saved = tuning.make(config, model, beside=tuned.beside)
         known = {name: value for name, value in expect.items() if name in found.metadata}  # older ones do not say "train_data"
-        restored = checkpoints.restore(abstract_state(config, saved, mesh), step=found, expect=known)
+        restored = checkpoints.restore(programs.abstract_state(config, saved, mesh), step=found, expect=known)
         assert restored is not None
         state = restored.state
         if saved.model.scan_layers != tuned.model.scan_layers:
-            places = jax.tree.map(lambda s: s.sharding, abstract_state(config, tuned, mesh))
+            places = jax.tree.map(lambda s: s.sharding, programs.abstract_state(config, tuned, mesh))
             state = jax.jit(lambda tree: tuned.relayout(tree, tuned.model.scan_layers), out_shardings=places)(state)
         return state, restored.feed_state
     params = opened.start(config, mesh, tuned, frozen, made.data.tokenizer.fingerprint)
     if params is not None:
-        return states.from_params(params, optimizer, mesh, tuned.axes(), **state_options(config)), None
-    return states.create(tuned.init(config), optimizer, mesh, tuned.axes(), **state_options(config)), None
+        return states.from_params(params, optimizer, mesh, tuned.axes(), **programs.state_options(config)), None
+    return states.create(tuned.init(config), optimizer, mesh, tuned.axes(), **programs.state_options(config)), None
 
 
 def startup_lines(made: Run, state: Any, frozen: Any, flags: str, resumed: bool) -> list[str]:

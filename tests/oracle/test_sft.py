@@ -10,7 +10,7 @@ from jaxllm.interop import huggingface, places
 from jaxllm.interop.folders import open_folder
 from jaxllm.models.model import Model
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import inputs, setup, sft, train, tuning
+from jaxllm.stages import inputs, programs, setup, sft, tuning
 from jaxllm.stages.config import resolve
 from jaxllm.training import state as states
 from tests.interop import made
@@ -81,7 +81,7 @@ def ours(folder, examples):
     place, losses, norms = inputs.placement(config, mesh), [], []
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
         state = states.from_params(huggingface.load(opened, family, model, mesh), optimizer, mesh, tuned.axes())
-        update = jax.jit(train.make_update(config, tuned, sft.RECIPE.objective(config, model), optimizer))
+        update = jax.jit(programs.make_update(config, tuned, sft.RECIPE.objective(config, model), optimizer))
         for step in range(STEPS):
             state, report = update(state, {}, place(reader.rows(step), np.arange(B)))
             losses.append(float(report["loss"]))

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.planning.compiled import compile_program
 from jaxllm.planning.verdict import faults, flows
-from jaxllm.stages import plan, pretrain, setup
+from jaxllm.stages import plan, pretrain, programs, setup
 from jaxllm.stages.config import resolve
 from jaxllm.training.step import jit_step
 
@@ -21,7 +21,7 @@ def compiled(change=lambda arguments: arguments, **more):
     config = resolve(SETTINGS | more)
     mesh = make_mesh(setup.mesh_sizes(config))
     with jax.set_mesh(mesh):
-        ((name, (function, arguments)),) = pretrain.programs(config, mesh).items()
+        ((name, (function, arguments, _)),) = programs.programs(config, mesh, pretrain.RECIPE).items()
     arguments = change(arguments)
     found = compile_program(name, jit_step(function, arguments[0]), arguments, mesh, plan.group)
     minimum = plan._minimum(arguments[0].params, dict(mesh.shape), 4, config.microbatches)

@@ -78,6 +78,12 @@ def test_a_sum_over_slices_and_inside_them_crosses_with_a_share():
     assert found.dcn == pytest.approx(1e9 / 16 / 3.125e9) and found.ici == pytest.approx(2 * 15 / 16 * 1e9 / 200e9)
 
 
+def test_what_is_given_is_read_from_memory():
+    """8.19 GB at 819 GB/s; two devices of a chip share its memory's rate."""
+    assert roofline(parse("v5e:4x4"), 197e12, 0.0, 0.0, [], 8.19e9).step == pytest.approx(0.01)
+    assert roofline(parse("tpu7x:4x4x4"), 1.0, 0.0, 0.0, [], 7.38e9).hbm == pytest.approx(0.002)
+
+
 def test_two_devices_share_the_links_of_a_chip():
     gather = Collective("all-gather", ("fsdp",), 10**9, 1, 2, "", "")
     assert roofline(parse("tpu7x:4x4x4"), 1.0, 0.0, 0.0, [gather]).ici == pytest.approx(2 * 0.5e9 / 600e9)

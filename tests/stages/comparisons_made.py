@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxllm.parallel import rules
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import inputs, train, tuning
+from jaxllm.stages import inputs, programs, tuning
 from jaxllm.stages import setup as setups
 from jaxllm.stages.config import resolve
 from jaxllm.training import state as states
@@ -84,7 +84,7 @@ class Bench:
         """(state, frozen) of step 0; adapters are moved off their start, so that they do something."""
         config, tuned = self.config, self.tuned
         optimizer = setups.optimizer(config, tuned.axes(), tuned.still())
-        state = states.create(tuned.init(config), optimizer, self.mesh, tuned.axes(), **train.state_options(config))
+        state = states.create(tuned.init(config), optimizer, self.mesh, tuned.axes(), **programs.state_options(config))
         with jax.set_mesh(self.mesh):
             base = jax.jit(lambda: tuned.model.init(jax.random.key(config.seed)))()
         frozen = {"base": base} if tuned.method is not None else {"reference": base} if tuned.beside.reference else {}
@@ -93,7 +93,7 @@ class Bench:
     def update(self, rows, steps=1):
         """The state and the report after some updates on the same rows."""
         optimizer, state, frozen = self.start()
-        step = jit_step(train.make_update(self.config, self.tuned, self.objective, optimizer), state)
+        step = jit_step(programs.make_update(self.config, self.tuned, self.objective, optimizer), state)
         with jax.set_mesh(self.mesh), jax.default_matmul_precision("highest"):
             for _ in range(steps):
                 state, report = step(state, frozen, self.batch(rows))

@@ -5,9 +5,8 @@ import pytest
 from jaxllm.__main__ import main
 from jaxllm.stages import config as configs
 from jaxllm.stages import setup
-from jaxllm.stages.keys import ALIASES, SAMPLE, SHARED, TASKS
-
-KEYS = SHARED | TASKS | SAMPLE
+from jaxllm.stages.config import KEYS
+from jaxllm.stages.keys import ALIASES
 
 
 def test_defaults_are_of_their_own_kind_and_every_key_is_explained():

@@ -8,7 +8,7 @@ import pytest
 
 from jaxllm.data.pipeline import EvalReader
 from jaxllm.stages import config as configs
-from jaxllm.stages import inputs, pretrain, train
+from jaxllm.stages import inputs, pretrain, programs, train
 from jaxllm.stages import prepare as preparing
 from jaxllm.training import state as states
 from jaxllm.training.step import jit_step
@@ -112,8 +112,8 @@ def trajectory(corpus, root, overrides=None, steps=20):
     made = train.build(config, pretrain.RECIPE)
     monkey.undo()
     tuned, optimizer = made.tuned, made.optimizer
-    state = states.create(tuned.init(config), optimizer, made.mesh, tuned.axes(), **train.state_options(config))
-    step = jit_step(train.make_update(config, tuned, made.objective, optimizer), state)
+    state = states.create(tuned.init(config), optimizer, made.mesh, tuned.axes(), **programs.state_options(config))
+    step = jit_step(programs.make_update(config, tuned, made.objective, optimizer), state)
     feed = inputs.feed(config, made.mesh, made.data.reader(config))
     out, first = [], None
     with jax.set_mesh(made.mesh), jax.default_matmul_precision("highest"):

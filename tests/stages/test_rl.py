@@ -13,7 +13,7 @@ import pytest
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.rollouts.methods import METHODS
 from jaxllm.rollouts.rewards import Answer
-from jaxllm.stages import methods, opened, rewarded, rl, train
+from jaxllm.stages import methods, opened, programs, rewarded, rl, train
 from jaxllm.stages.config import flatten, nest, resolve
 from jaxllm.stages.recipe import Beside
 from jaxllm.training import state as states
@@ -81,7 +81,7 @@ class Session:
         with jax.set_mesh(made.mesh):
             self.state, self.frozen = self.begin(json.dumps([devices, made.config.peft.name, made.config.rl.method == "ppo"]))
             self.feed = rl.feed(made, str(folder))
-            self.step = jit_step(train.make_update(made.config, made.tuned, made.objective, made.optimizer), self.state)
+            self.step = jit_step(programs.make_update(made.config, made.tuned, made.objective, made.optimizer), self.state)
         if share:
             making, heat = self.feed._making, made.config.rollout.temperature
             sizes = (devices, heat, made.config.batch_size, made.config.rl.method == "ppo")

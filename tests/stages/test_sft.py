@@ -9,7 +9,7 @@ import pytest
 
 from jaxllm.__main__ import main
 from jaxllm.parallel.mesh import make_mesh
-from jaxllm.stages import dialogues, recipes, train
+from jaxllm.stages import dialogues, programs, recipes, train
 from jaxllm.stages.config import resolve
 
 SHAPE = {"vocab_size": 320, "num_layers": 2, "width": 32, "num_heads": 2, "num_kv_heads": 1, "mlp_width": 64}
@@ -219,7 +219,7 @@ def test_the_programs_of_tuning_are_known_in_advance(folder):
     for peft in ({"name": "lora"}, {"name": "lora", "quantize": "nf4"}, {}):
         config = resolve({**TINY, "stage": "sft", "peft": peft, "model": {**SHAPE, "width": 64}})
         mesh = make_mesh(devices=jax.devices()[:1])
-        ((name, (function, arguments)),) = train.programs(config, mesh, recipes.recipe_of(config)).items()
+        ((name, (function, arguments)),) = programs.programs(config, mesh, recipes.recipe_of(config)).items()
         assert name == "train_step" and bool(arguments[1]) == bool(peft)
         jax.eval_shape(function, *arguments)
 

@@ -57,6 +57,28 @@ def test_the_train_step_compiles(generation, remat):
         assert found.compiled.operations["custom-call"] >= 4 * 2, "splash runs forward and backward in each of four layers"
 
 
+LATER = {
+    "sft": ({"peft": {"name": "lora"}}, ["train_step"]),
+    "reward": ({"reward.loss": "ranking", "reward.answers": 4}, ["train_step"]),
+    "rl": (
+        {"rl.method": "ppo", "rollout": {"task": "arithmetic", "prompts": 16, "samples_per_prompt": 4, "max_new_tokens": 64}},
+        ["train_step", "prefill", "decode", "scoring"],
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", LATER)
+def test_every_later_stage_is_planned_by_the_same_door(stage):
+    more, names = LATER[stage]
+    plans = plan.plan(resolve(SETTINGS | {"stage": stage} | more), topologies.parse("v5e:2x2"))
+    assert [found.name for found in plans] == names
+    optimizer = {found.compiled.memory["optimizer"] for found in plans}
+    assert len(optimizer) == 1 and optimizer.pop() > 0, "the optimizer's state lies there while other programs run"
+    for found in plans:
+        assert sum(found.compiled.memory.values()) == found.compiled.total and found.speed.step > 0 and found.left > 0
+        assert "all-gather" in {flow.kind for flow in found.flows}, "the weights are cut along fsdp"
+
+
 @pytest.mark.parametrize("generation", SLICES)
 def test_pure_fsdp_sends_what_the_formula_says(generation):
     """Gathers within 1 %. Sums as reduce-scatters or, where the compiler wants it so (v5p), as all-reduces of twice the bytes, and told."""
