@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stage": "reward",
-            "steps": 4 if tiny else 450,
+            "steps": 4 if tiny else 240,
             "batch_size": 16,  # rows, each full of prompts with their answers
             "sequence_length": 128,
             "model": {
@@ -37,6 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "optimizer": {"name": "muon", "learning_rate": 4e-3, "weight_decay": 0.0},
             "schedule": {"name": "cosine", "warmup": 0.1},
             "checkpoint": {"every": 150},
-            "eval": {"every": 75, "batches": 4},
+            "eval": {"every": 80, "batches": 4},
         }
     )

@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "rl": {
                 "method": "grpo",
                 "kl_coefficient": 0.001,
-                "rewards": ["task", {"kind": "form", "weight": 0.1, "pattern": r"\d" if tiny else r"\n#### -?[\d,.]+\s*$"}],
+                "rewards": ["task", {"kind": "format", "weight": 0.1, "pattern": r"\d" if tiny else r"\n#### -?[\d,.]+\s*$"}],
             },
             "optimizer": {"name": "adamw", "learning_rate": 3e-4 if tiny else 1e-6, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},

@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     text = {"train": [{"path": "configs" if tiny else "builtin:stdlib"}], **({} if tiny else {"filters": "codex"})}
 
     def label(name: str, model: str) -> dict:
-        judged = {"rl": {"rewards": [{"kind": "form", "pattern": "[0-9a-z]"}]}} if tiny else {}  # drawn weights get no sum right
+        judged = {"rl": {"rewards": [{"kind": "format", "pattern": "[0-9a-z]"}]}} if tiny else {}  # drawn weights get no sum right
         settings = {"init_from": model, "rollout": asked, **judged, **own}
         return {"stage": "label", "name": name, "config": f"configs/rl/grpo_arithmetic.py{end}", "settings": settings}
 

@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     shorter = {} if tiny else {"steps": 120}
     text = {"data": {"train": [{"path": "configs"}], "tokenizer": {"kind": "bytes"}, "filters": "none"}} if tiny else {}
     asked = {"limit": 32 if tiny else 7000, "prompts": 16 if tiny else 64, "samples_per_prompt": 4}
-    judged = {"rl": {"rewards": [{"kind": "form", "pattern": "[0-9a-z]"}]}} if tiny else {}  # a tiny model gets no sum right
+    judged = {"rl": {"rewards": [{"kind": "format", "pattern": "[0-9a-z]"}]}} if tiny else {}  # a tiny model gets no sum right
     proxy = [{"kind": "model", "name": "reward_model", "path": "@reward"}, {"kind": "task", "name": "verifier", "weight": 0.0}]
     code = ["--workdir", "@base", *(word for prompt in PROMPTS for word in ("--prompt", prompt))]
     return ConfigDict(

@@ -9,7 +9,7 @@ from the policy's own answers; the reward is the preference minus the log-odds t
 
 from ml_collections import ConfigDict
 
-RULE, KEPT = "Name no negative number.", {"kind": "form", "name": "rule_kept", "pattern": "^[^-]*$"}
+RULE, KEPT = "Name no negative number.", {"kind": "format", "name": "rule_kept", "pattern": "^[^-]*$"}
 TINY = {"vocab_size": 320, "num_layers": 1, "width": 32, "num_heads": 2, "num_kv_heads": 1, "mlp_width": 64}
 
 
