@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "max_new_tokens": 8,
             },
             "rl": {"method": "grpo", "kl_coefficient": 0.02},
-            "optimizer": {"name": "adamw", "learning_rate": 5e-4, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-4, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "checkpoint": {"every": 2 if tiny else 40},
             "eval": {"every": 2 if tiny else 40},

@@ -41,10 +41,10 @@ def get_config(arg: str = "") -> ConfigDict:
             "rl": {
                 "method": "ppo",
                 "rewards": ["task"] if tiny else [proxy, {"kind": "task", "name": "verifier", "weight": 0.0}],
-                "kl_coefficient": 0.05,
+                "kl_coefficient": 0.1,
                 "value_detached": True,
             },
-            "optimizer": {"name": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 1.5e-4, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "log": {"every": 4},
             "checkpoint": {"every": 2 if tiny else 40},

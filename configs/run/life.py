@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
                     "config": f"configs/rl/ppo_arithmetic.py{end}",
                     "settings": {"init_from": "@sums", "rl": {"rewards": proxy}, **own},
                 },
-                {"stage": "rl", "name": "grpo", "config": f"configs/rl/grpo_arithmetic.py{end}", "settings": {"init_from": "@ppo", **own}},
+                {"stage": "rl", "name": "grpo", "config": f"configs/rl/grpo_arithmetic.py{end}", "settings": {"init_from": "@sums", **own}},
             ]
         }
     )

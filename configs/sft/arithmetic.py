@@ -1,9 +1,10 @@
-"""Sums and differences of small numbers, taught to the demo's code model: the second stage of `make demo`.
+"""Sums of two numbers below 100, taught to the demo's code model until it gets some of them right: the second stage of `make demo`.
 
-jaxllm sft --config configs/sft/arithmetic.py --workdir runs/arithmetic --config.init_from=runs/stdlib
+jaxllm sft --config configs/sft/arithmetic.py --workdir runs/sums --config.init_from=runs/stdlib
 
 runs/stdlib is what configs/pretrain/stdlib_code.py trains. The questions are made here; a fifth of all there are is never trained on,
-and asked. On two cores of an AMD EPYC (2026-11-22, other work beside it), of 64 such sums 0 were right at step 0 and 4 at step 400.
+and asked. On two cores of an AMD EPYC (2026-11-23, other work beside it), of 200 such sums none was right at step 0, 12.5 % at step 85 and
+20.0 % at step 170, from a base of 120 steps.
 """
 
 from ml_collections import ConfigDict

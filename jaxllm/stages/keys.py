@@ -243,7 +243,12 @@ ROLLOUT: dict[str, Key] = {
 }
 
 RL: dict[str, Key] = {
-    "rl.method": Key("grpo", str, "ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, reinforce_plus_plus, remax, raft, gspo_token or reinforce_plus_plus_baseline"),
+    "rl.method": Key(
+        "grpo",
+        str,
+        "ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce, reinforce_plus_plus, remax, raft,"
+        " gspo_token or reinforce_plus_plus_baseline",
+    ),
     "rl.rewards": Key([], list, "parts of the reward: a list of {kind, name, weight, ...} (none: the task's own score, or exact)"),
     "rl.reward_rule": Key("sum", str, "how parts become one number: sum, normalised_sum, product"),
     "rl.kl": Key(None, str, "where the KL from the start goes: reward, loss, none (none given: as the method has it)"),
