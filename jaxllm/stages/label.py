@@ -37,9 +37,11 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
             hosts.say(line)
         data = open_prompts(config)
         if hosts.is_first():
-            known = {"tokenizer": data.tokenizer.fingerprint, "train_data": data.train_content}
+            known = {"tokenizer": data.tokenizer.fingerprint, "train_data": data.train_content, "vocab_size": data.tokenizer.vocab_size}
             data.check(config, args.workdir)
             workdir.record("label", config, args.workdir, known)
+            workdir.keep_tokenizer(data.tokenizer, args.workdir)
+            origin.keep(config.init_from, args.workdir, data.tokenizer.fingerprint)
         file = JsonLines(epath.Path(args.workdir) / f"{form}.jsonl")
         hosts.say(write(config, mesh, data, file, form))
         file.close()
