@@ -3,8 +3,9 @@
 jaxllm rl --config configs/rl/grpo_arithmetic.py --workdir runs/grpo --config.init_from=runs/sums
 
 runs/sums is what configs/sft/arithmetic.py trains. A fifth of all questions is never trained on, and is asked while training. On two cores
-of an AMD EPYC (2026-11-23, other work beside it) 13.4 % of the samples were right in the first ten updates and 15.5 % in the last ten; of 200
-sums asked 20.0 % at step 0, 23.5 % at step 40 and 14.5 % at step 80 (95 % intervals of some 5 points either way): too few to say it learnt.
+of an AMD EPYC (2026-11-23, other work beside it) 13.4 % of the samples were right in the first ten updates and 15.5 % in the last ten; of
+200 sums asked 20.0 % at step 0, 23.5 % at step 40 and 14.5 % at step 80 (95 % intervals of some 5 points either way): too few to
+say it learnt.
 """
 
 from ml_collections import ConfigDict

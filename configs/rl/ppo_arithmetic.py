@@ -3,8 +3,9 @@
     jaxllm rl --config configs/rl/ppo_arithmetic.py --workdir runs/ppo --config.init_from=runs/sums
 
 runs/sums is what configs/sft/arithmetic.py trains, runs/ranking what configs/reward/ranking_arithmetic.py does. On two
-cores of an AMD EPYC (2026-11-23, other work beside it, stopped at step 50) the reward model's score rose from -0.64 to -0.33 and the samples
-that are right stayed at 11 %; of 200 sums asked 20.0 % were right at step 0 and 16.5 % at step 40: the proxy rises, the gold does not.
+cores of an AMD EPYC (2026-11-23, other work beside it, stopped at step 50) the reward model's score rose from -0.64 to -0.33 and the
+samples that are right stayed at 11 %; of 200 sums asked 20.0 % were right at step 0 and 16.5 % at step 40: the proxy rises, the gold
+does not.
 """
 
 from ml_collections import ConfigDict
