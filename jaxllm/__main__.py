@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from jaxllm.stages.keys import SAMPLE, SHARED, STAGES, TASKS, TRAINS
+from jaxllm.stages.keys import LABEL, SAMPLE, SHARED, STAGES, TASKS, TRAINS
 from jaxllm.stages.rl_keys import RL, ROLLOUT
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75  # DESIGN: exit codes
@@ -55,6 +55,11 @@ def _pretrain(parser: argparse.ArgumentParser) -> None:
 def _rl(parser: argparse.ArgumentParser) -> None:
     _pretrain(parser)
     parser.epilog = _keys_help(ROLLOUT | RL | SHARED)
+
+
+def _label(parser: argparse.ArgumentParser) -> None:
+    _configured(parser)
+    parser.epilog = _keys_help(LABEL | ROLLOUT | {name: key for name, key in RL.items() if name.startswith("rl.reward")})
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +152,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default="demo", metavar="DIR", help="default: ./demo")
     parser.add_argument("--keep", action="store_true", help="go on with an earlier demo instead of starting afresh")
+    parser.add_argument("--tiny", action="store_true", help="a few steps of every stage")
 
 
 def _checkpoints(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +166,7 @@ FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "data": _data,
     "pretrain": _pretrain,
     "sft": _pretrain,
+    "label": _label,
     "reward": _pretrain,
     "preference": _pretrain,
     "rl": _rl,

@@ -42,6 +42,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "checkpoint": {"every": 40},
             "eval": {"every": 50, "batches": 6},
             # Before and after; a model of source code does no sums, and the report says so.
-            "tasks": {"names": [] if tiny else ["arithmetic"], "limit": 64, "every": 200, "max_new_tokens": 8, "slots": 16},
+            "tasks": {"names": [] if tiny else ["addition"], "limit": 64, "every": 200, "max_new_tokens": 8, "slots": 16},
         }
     )

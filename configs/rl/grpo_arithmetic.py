@@ -1,8 +1,11 @@
-"""GRPO on sums and differences that are made here, scored by their own verifier; from a model that was taught some of them.
+"""GRPO on sums that are made here, scored by their own verifier; from a model that was taught some of them.
 
-jaxllm rl --config configs/rl/grpo_arithmetic.py --workdir runs/grpo --config.init_from=runs/arithmetic
+jaxllm rl --config configs/rl/grpo_arithmetic.py --workdir runs/grpo --config.init_from=runs/sums
 
-runs/arithmetic is what configs/sft/arithmetic.py trains. A fifth of all questions is never trained on, and is asked while training.
+runs/sums is what configs/sft/arithmetic.py trains. A fifth of all questions is never trained on, and is asked while training. On two cores
+of an AMD EPYC (2026-11-23, other work beside it) 13.4 % of the samples were right in the first ten updates and 15.5 % in the last ten; of
+200 sums asked 20.0 % at step 0, 23.5 % at step 40 and 14.5 % at step 80 (95 % intervals of some 5 points either way): too few to
+say it learnt.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "stage": "rl",
             "seed": 0,
-            "steps": 4 if tiny else 200,
+            "steps": 4 if tiny else 80,
             "batch_size": 16 if tiny else 128,
             "sequence_length": 24,
             "model": {
@@ -30,16 +33,17 @@ def get_config(arg: str = "") -> ConfigDict:
                 "tied_embeddings": True,
             },
             "rollout": {
-                "task": "arithmetic",
+                "task": "addition",
+                "limit": 64 if tiny else 7000,
                 "prompts": 4 if tiny else 16,
                 "samples_per_prompt": 4 if tiny else 8,
                 "max_new_tokens": 8,
             },
             "rl": {"method": "grpo", "kl_coefficient": 0.02},
-            "optimizer": {"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-4, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
-            "checkpoint": {"every": 2 if tiny else 50},
-            "eval": {"every": 2 if tiny else 50},
-            "tasks": {"names": ["arithmetic"], "limit": 8 if tiny else 200, "max_new_tokens": 8},
+            "checkpoint": {"every": 2 if tiny else 40},
+            "eval": {"every": 2 if tiny else 40},
+            "tasks": {"names": ["addition"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 64},
         }
     )

@@ -1,9 +1,10 @@
-"""Sums and differences of small numbers, taught to the demo's code model: the second stage of `make demo`.
+"""Sums of two numbers below 100, taught to the demo's code model until it gets some of them right: the second stage of `make demo`.
 
-jaxllm sft --config configs/sft/arithmetic.py --workdir runs/arithmetic --config.init_from=runs/stdlib
+jaxllm sft --config configs/sft/arithmetic.py --workdir runs/sums --config.init_from=runs/stdlib
 
 runs/stdlib is what configs/pretrain/stdlib_code.py trains. The questions are made here; a fifth of all there are is never trained on,
-and asked. On two cores of an AMD EPYC (2026-11-22, other work beside it), of 64 such sums 0 were right at step 0 and 4 at step 400.
+and asked. On two cores of an AMD EPYC (2026-11-23, other work beside it), of 200 such sums none was right at step 0, 12.5 % at step 85 and
+20.0 % at step 170, from a base of 120 steps.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stage": "sft",
-            "steps": 4 if tiny else 400,
+            "steps": 4 if tiny else 170,
             "batch_size": 16,
             "sequence_length": 64 if tiny else 128,
             "model": {
@@ -29,12 +30,12 @@ def get_config(arg: str = "") -> ConfigDict:
                 "mlp_width": 128 if tiny else 512,
                 "tied_embeddings": True,
             },
-            "data": {"train": [{"path": "task:arithmetic"}], "eval_fraction": 0.02},
+            "data": {"train": [{"path": "task:addition"}], "eval_fraction": 0.02},
             "chat": {"template": "bare"},
-            "optimizer": {"name": "adamw", "learning_rate": 4e-3, "b2": 0.95, "weight_decay": 0.0},
+            "optimizer": {"name": "muon", "learning_rate": 5e-3, "weight_decay": 0.0},
             "schedule": {"name": "cosine", "warmup": 0.1},
-            "checkpoint": {"every": 200},
-            "eval": {"every": 200, "batches": 2},
-            "tasks": {"names": ["arithmetic"], "limit": 8 if tiny else 64, "max_new_tokens": 8, "slots": 16},
+            "checkpoint": {"every": 85},
+            "eval": {"every": 85, "batches": 2},
+            "tasks": {"names": ["addition"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 64},
         }
     )

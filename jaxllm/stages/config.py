@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.stages.key import Key
-from jaxllm.stages.keys import ALIASES, PREFERENCE, REWARD, SAMPLE, SHARED, TASKS
+from jaxllm.stages.keys import ALIASES, LABEL, PREFERENCE, REWARD, SAMPLE, SHARED, TASKS
 from jaxllm.stages.rl_keys import RL, ROLLOUT
 
-KEYS = SHARED | REWARD | PREFERENCE | TASKS | ROLLOUT | RL | SAMPLE
+KEYS = SHARED | REWARD | PREFERENCE | TASKS | ROLLOUT | RL | LABEL | SAMPLE
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", list: "a list", dict: "a table"}
 
 

@@ -1,4 +1,4 @@
-"""The whole life of a tiny code model, in minutes: prepare, train, be killed, resume, sample, be taught sums, report."""
+"""The whole life of a tiny model, in minutes: base (killed, resumed), sums taught, a reward model, PPO against it, GRPO, one page."""
 
 import os
 import shutil
@@ -9,17 +9,16 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxllm.data.remote import is_remote
 from jaxllm.stages import report
 from jaxllm.stages.report import read_jsonl
 from jaxllm.training.goodput import goodput
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "stdlib_code.py"
-TAUGHT = CONFIG.parents[1] / "sft" / "arithmetic.py"
-SHARED = ("--config.model.", "--config.parallel.", "--config.seed")  # overrides that the second stage takes too
-PROMPTS = ("def read_file(path):\n", "import os\nimport sys\n\n", "class Node:\n    ", "    for i in range(", "    if not isinstance(")
-KILL_AT = 0.45  # share of the steps after which the run is killed
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "run" / "life.py"
+KILL_AT = 0.45  # share of the first stage's steps after which everything is killed
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
@@ -28,33 +27,25 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
         raise ValueError(f"The demo's config is not at {CONFIG}. Run the demo from a checkout of jaxllm.")
     if is_remote(args.workdir):
         raise ValueError(f"The demo runs on this machine, and --workdir {args.workdir} does not lie here. Give a local folder.")
-    workdir, began = Path(args.workdir), time.monotonic()
-    run, taught = workdir / "stdlib_code", workdir / "arithmetic"
-    for folder in (run, taught):
-        if folder.exists() and not args.keep:
-            shutil.rmtree(folder)
-    train = ["pretrain", "--config", str(CONFIG), "--workdir", str(run), *overrides]
+    workdir, began = Path(os.path.abspath(args.workdir)), time.monotonic()
+    life = workdir / "life"
+    if life.exists() and not args.keep:
+        shutil.rmtree(life)
+    words = [sys.executable, "-m", "jaxllm", "run", "--config", f"{CONFIG}{':tiny' * args.tiny}", "--workdir", str(life), *overrides]
 
-    title("1/6  The Python standard library's own source becomes a tokenizer and token files")
-    call("prepare", "--config", str(CONFIG), *overrides)
+    title("1/3  A small model of the Python standard library's own source; it is going to be killed (kill -9) on the way")
+    killed_at = run_and_kill(words, life)
 
-    title("2/6  A small model learns it; it is going to be killed (kill -9) on the way")
-    killed_at = train_and_kill(train, run)
+    came_back = f" (killed at step {killed_at})" if killed_at else ""
+    title(f"2/3  The same command again: it goes on from the last whole checkpoint{came_back}, and through the other stages")
+    code = subprocess.run(words, cwd=ROOT).returncode
+    if code:
+        return code
 
-    title(f"3/6  The same command again: it goes on from the last whole checkpoint{f' (killed at step {killed_at})' if killed_at else ''}")
-    call(*train)
-
-    title("4/6  It writes code (temperature 0.7)")
-    asked = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    call("sample", "--workdir", str(run), *asked, "--config.sample.max_new_tokens=48", "--config.sample.temperature=0.7")
-
-    title("5/6  It is taught sums, and asked others than it was taught")
-    more = [word for word in overrides if word.startswith(SHARED)]
-    call("sft", "--config", str(TAUGHT), "--workdir", str(taught), f"--config.init_from={run}", *more)
-
-    title("6/6  One page of all that")
-    page = report.write_report([run, taught], workdir / "report.html")
-    return verdict(run, taught, page, killed_at, time.monotonic() - began)
+    title("3/3  One page of all that")
+    runs = trained(life)
+    page = report.write_report(runs, workdir / "report.html")
+    return verdict(runs, page, killed_at, time.monotonic() - began)
 
 
 def title(text: str) -> None:
@@ -62,41 +53,32 @@ def title(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if sys.stderr.isatty() else f"\n{text}", file=sys.stderr, flush=True)
 
 
-def command(*arguments: str) -> list[str]:
-    """`jaxllm ...` with this Python."""
-    return [sys.executable, "-m", "jaxllm", *arguments]
+def trained(life: Path) -> list[Path]:
+    """The work directories of a run's stages that trained something, in their order."""
+    return sorted(path.parent for path in life.glob("*/metrics.jsonl"))
 
 
-def call(*arguments: str) -> None:
-    """Runs one stage.
-
-    Raises:
-      SystemExit: with the stage's own exit code, when it is not 0.
-    """
-    code = subprocess.run(command(*arguments)).returncode
-    if code:
-        raise SystemExit(code)
-
-
-def train_and_kill(arguments: Sequence[str], run: Path) -> int | None:
-    """Starts training and kills it, hard, some steps after a checkpoint; returns the step it had reached, None if it ended before.
+def run_and_kill(words: Sequence[str], life: Path) -> int | None:
+    """Starts the run and kills it, hard, some steps after a checkpoint of its first stage; returns the step that had reached, None if the
+    stage ended before.
 
     Raises:
-      SystemExit: with the stage's own exit code, when it failed.
+      SystemExit: with the run's own exit code, when it failed.
     """
-    process = subprocess.Popen(command(*arguments))
+    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)  # the stages are its children: all are killed together
     try:
         while process.poll() is None:
-            metrics, steps = read_jsonl(run / "metrics.jsonl"), total_steps(run)
-            last = metrics[-1]["step"] if metrics else 0
-            if steps and last >= KILL_AT * steps and any((run / "checkpoints").glob("*/manifest.json")):
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                print(f"killed at step {last}", file=sys.stderr, flush=True)
-                return last
+            for base in trained(life)[:1]:
+                metrics, steps = read_jsonl(base / "metrics.jsonl"), total_steps(base)
+                last = metrics[-1]["step"] if metrics else 0
+                if steps and KILL_AT * steps <= last < steps and any((base / "checkpoints").glob("*/manifest.json")):
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    print(f"killed at step {last}", file=sys.stderr, flush=True)
+                    return last
             time.sleep(0.2)
     except BaseException:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait()
         raise
     if process.returncode:
@@ -111,27 +93,26 @@ def total_steps(run: Path) -> int:
     return workdir.read(run)["config"]["steps"] if (run / workdir.NAME).exists() else 0
 
 
-def sums(run: Path) -> str:
-    """How many sums a run got right, at which steps."""
-    asked = [record for record in read_jsonl(run / "evals.jsonl") if record["name"] == "arithmetic"]
-    said = [f"{record['exact_match']:.2f} of {record['rows']:.0f} at step {record['step']}" for record in (*asked[:1], *asked[1:][-1:])]
-    return ", ".join(said) or "not asked"
+def asked(run: Path) -> list[dict[str, Any]]:
+    """What a run scored in sums that none was trained on, over its steps."""
+    return [record for record in read_jsonl(run / "evals.jsonl") if "exact_match" in record]
 
 
-def verdict(run: Path, taught: Path, page: str, killed_at: int | None, seconds: float) -> int:
-    """Says in a few lines what happened, and whether the model beat the baseline."""
+def verdict(runs: Sequence[Path], page: str, killed_at: int | None, seconds: float) -> int:
+    """Says in a few lines what happened, and whether the base model beat the baseline."""
     from jaxllm.stages import workdir
 
-    baselines = workdir.read(run)["baselines"]
-    evals = [record for record in read_jsonl(run / "evals.jsonl") if "loss" in record]
+    base, baselines = runs[0], workdir.read(runs[0])["baselines"]
+    evals = [record for record in read_jsonl(base / "evals.jsonl") if "loss" in record]
     first, last = evals[0], evals[-1]
-    spent = goodput(read_jsonl(run / "goodput.jsonl"))
+    spent = goodput(read_jsonl(base / "goodput.jsonl"))
     better = last["bits_per_byte"] < baselines["unigram_bits_per_byte"]
+    sums = [f"{run.name[3:]} {found[-1]['exact_match']:.1%} of {found[-1]['rows']:.0f}" for run in runs if (found := asked(run))]
     print(
         f"held-out bits per byte: {first['bits_per_byte']:.3f} at step {first['step']},"
         f" {last['bits_per_byte']:.3f} at step {last['step']}"
         f" (unigram baseline {baselines['unigram_bits_per_byte']:.3f})\n"
-        f"sums right before it was taught any: {sums(run)}; while it was: {sums(taught)}\n"
+        f"sums right, none of which was trained on: {', '.join(sums) or 'not asked'}\n"
         f"restarts: {spent['restarts']}; steps taken again: {max(0.0, spent['lost_seconds']):.1f} s of work\n"
         f"{seconds:.0f} s in all on {os.cpu_count()} cores. Open {page}",
         file=sys.stderr,

@@ -132,3 +132,19 @@ def over_optimisation(metrics: Sequence[Record], rewards: Sequence[Any]) -> list
     far = [math.sqrt(max(x, 0.0)) if isinstance(x, int | float) else math.nan for x in apart]
     order = sorted((i for i in range(len(far)) if math.isfinite(far[i])), key=lambda i: far[i])
     return [*parts, picture("square root of the KL from the start (nats a completion)", far, order)] if len(order) > 1 else parts
+
+
+def stages(asked: Mapping[str, Mapping[str, Sequence[Record]]]) -> list[str]:
+    """The last score of each run in every task that several runs were asked: run -> task -> its records."""
+    parts = list[str]()
+    for name in dict.fromkeys(task for of in asked.values() for task in of):
+        last = {run: of[name][-1] for run, of in asked.items() if name in of}
+        if len(last) < 2:
+            continue
+        rows = [
+            [run, float(record[metric(name)]), _between(record, metric(name)), _whole(record.get("rows"))] for run, record in last.items()
+        ]
+        scored = {run: ends for run, record in last.items() if (ends := interval(record, metric(name)))}
+        parts += [f"<h3>{name}, run by run</h3>", table(rows, ["run", metric(name), "95 % interval", "rows"])]
+        parts += [dots(scored, f"{metric(name)} with its 95 % interval")] if scored else []
+    return parts

@@ -214,6 +214,11 @@ TASKS: dict[str, Key] = {
     "tasks.rows": Key(32, int, "continuations that are scored together", resume=True),
 }
 
+LABEL: dict[str, Key] = {
+    "label.form": Key(None, str, "what is written: labels (each answer's score), verdicts (on label.rule), comparisons (none: those)"),
+    "label.rule": Key(None, str, "verdicts: the rule in words; an answer that scores 0 breaks it"),
+}
+
 SAMPLE: dict[str, Key] = {
     "sample.max_new_tokens": Key(128, int, "tokens to write after each prompt", resume=True),
     "sample.temperature": Key(0.8, float, "0: always the likeliest token", resume=True),
@@ -277,6 +282,7 @@ STAGES: dict[str, str] = {
     "data": "any training row as coloured tokens: what the model really trains on",
     "pretrain": "token files -> a language model",
     "sft": "dialogues -> a model that answers",
+    "label": "prompts, a model's own answers and who judges them -> comparisons",
     "reward": "comparisons, rankings, labels or verdicts on answers -> a model that scores them",
     "preference": "comparisons or labels -> a model that answers as people prefer: dpo, kto, orpo, ...",
     "rl": "prompts and rewards -> a model whose own samples score higher",

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+Series = tuple[Sequence[float], Sequence[float]]  # steps, values
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -31,11 +32,11 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
 
 
 def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, Series],
     label: str,
     guides: Mapping[str, float] | None = None,
     log: bool = False,
-    intervals: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    intervals: Mapping[str, Series] | None = None,
 ) -> str:
     """One picture (SVG) of several curves over steps, with horizontal guide lines, and error bars from low to high of some series."""
     from matplotlib.figure import Figure

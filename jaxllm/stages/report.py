@@ -58,10 +58,15 @@ def goodput_rows(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, 
     ]
 
 
+def _evals(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The records of evals.jsonl without those of single rows."""
+    return [record for record in read_jsonl(workdir / "evals.jsonl") if "/" not in record["name"]]
+
+
 def section(workdir: epath.Path) -> str:
     """One run: what it was, its curves, its scores, its samples, its time."""
     config = json.loads((workdir / "config.json").read_bytes()) if (workdir / "config.json").exists() else {}
-    metrics, evals = read_jsonl(workdir / "metrics.jsonl"), [r for r in read_jsonl(workdir / "evals.jsonl") if "/" not in r["name"]]
+    metrics, evals = read_jsonl(workdir / "metrics.jsonl"), _evals(workdir)
     judged, asked = figures.judged(evals), figures.task_records(evals)
     evals = [r for r in evals if r not in judged and not any(r in own for own in asked.values())]
     guides = config.get("baselines", {})
@@ -111,7 +116,8 @@ def write_report(workdirs: Sequence[os.PathLike | str], output: os.PathLike | st
     for folder in folders:
         if not (folder / "config.json").exists() and not (folder / "metrics.jsonl").exists():
             raise ValueError(f"{folder} is not a work directory: it has no config.json. Give the --workdir of a run.")
-    body = "\n<hr>\n".join(section(folder) for folder in folders)
+    asked = {folder.name: figures.task_records(_evals(folder)) for folder in folders}
+    body = "\n".join(figures.stages(asked)) + "\n<hr>\n".join(section(folder) for folder in folders)
     return write(output, ", ".join(folder.name for folder in folders), f"<h1>jaxllm report</h1>{body}")
 
 

@@ -22,7 +22,7 @@ from jaxllm.training.lock import hold
 RECORD = "run.json"
 CONFIGS = "configs"  # the config of every stage, as a file that can be run by itself
 FIELDS = ("stage", "name", "config", "settings", "arguments")
-CONFIGURED = ("prepare", *TRAINS)  # stages that read a config; the others take arguments alone
+CONFIGURED = ("prepare", "label", *TRAINS)  # stages that read a config; the others take arguments alone
 MENTION = re.compile(r"@([\w-]+)((?:/.*)?)")
 
 

@@ -40,6 +40,7 @@ BIG_BENCH = ("bigbench_[!dor]*", "task")
 TASKS: dict[str, Entry] = {
     "arithmetic": Entry(Arithmetic(), "sums and differences, made here"),
     "arithmetic_calls": Entry(WorkedArithmetic(), "the same, worked out by a call: what rollout.tools starts from", taught=True),
+    "addition": Entry(Arithmetic(signs="+"), "sums alone, made here: what the demo learns"),
     "text": Entry(Text(), "perplexity and bits per byte of documents {text}", ("*",)),
     "lambada": Entry(exact.LAMBADA(), "the last word of a passage", ("lambada*",)),
     "continuation": Entry(Continuation(), "rows {context, continuation}: how a text goes on, word for word", ("*",)),

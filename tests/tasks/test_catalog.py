@@ -88,6 +88,7 @@ MBPP = {
 OTHERS = {
     "arithmetic": {"question": "1 + 2 =", "answer": "3"},
     "arithmetic_calls": {"question": "1 + 2 =", "answer": "3"},
+    "addition": {"question": "1 + 2 =", "answer": "3"},
     "text": {"text": "a text"},
     "lambada": {"text": "the last word"},
     "continuation": {"context": "c", "continuation": "d"},
