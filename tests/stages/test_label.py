@@ -49,7 +49,7 @@ def test_proxy_and_gold_are_in_the_metrics_and_in_the_report(life, tmp_path):
     assert len(metrics) == 3 and all(r["reward"] == r["reward_reward_model"] and r["reward_verifier"] == 0 for r in metrics)
     assert all(r["ptx"] > 0 for r in metrics)  # the base's text in every update
     page = Path(write_report([life / "01-sft", life / "04-ppo"], tmp_path / "page.html")).read_text()
-    assert page.count("Proxy and gold") == 1 and "Trained for: reward_model. Watched: verifier." in page
+    assert page.count("Proxy and gold") == 1 and "verifier (held out)" in page
 
 
 def test_labels_that_were_stopped_go_on_as_if_they_had_not_been(life, stage, capsys, monkeypatch):
