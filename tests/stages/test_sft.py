@@ -219,7 +219,7 @@ def test_the_programs_of_tuning_are_known_in_advance(folder):
     for peft in ({"name": "lora"}, {"name": "lora", "quantize": "nf4"}, {}):
         config = resolve({**TINY, "stage": "sft", "peft": peft, "model": {**SHAPE, "width": 64}})
         mesh = make_mesh(devices=jax.devices()[:1])
-        ((name, (function, arguments)),) = programs.programs(config, mesh, recipes.recipe_of(config)).items()
+        ((name, (function, arguments, _)),) = programs.programs(config, mesh, recipes.recipe_of(config)).items()
         assert name == "train_step" and bool(arguments[1]) == bool(peft)
         jax.eval_shape(function, *arguments)
 
