@@ -1,6 +1,10 @@
 """The whole life of a tiny code model: base, instruction tuning, reward model, PPO against it, GRPO with the verifier. `make demo`.
 
 jaxllm run --config configs/run/life.py --workdir runs/life
+
+One run of `make demo` on two cores of an AMD EPYC (2026-11-23, another compiler at work for most of it) took 684 s. Held-out text went from
+3.568 to 2.193 bits a byte (unigrams: 2.887); of 200 sums asked 20.0 % were right after the sums, 13.0 % after PPO and 14.5 % after GRPO: at
+this size, these few updates of either do not raise it.
 """
 
 from ml_collections import ConfigDict
