@@ -3,9 +3,9 @@
 jaxllm rl --config configs/rl/grpo_arithmetic.py --workdir runs/grpo --config.init_from=runs/sums
 
 runs/sums is what configs/sft/arithmetic.py trains. A fifth of all questions is never trained on, and is asked while training. On two cores
-of an AMD EPYC (2026-11-23, other work beside it) 13.4 % of the samples were right in the first ten updates and 15.5 % in the last ten; of
-200 sums asked 20.0 % at step 0, 23.5 % at step 40 and 14.5 % at step 80 (95 % intervals of some 5 points either way): too few to
-say it learnt.
+of an AMD EPYC (2026-11-23, one run, from sums taught for 280 steps instead of 170) 66.0 % of the samples were right in the first ten
+updates and 69.4 % in the last ten; of 200 sums asked 76.5 % at step 0 and 79.5 % at step 80, which is within their intervals. At 3e-5 the
+sums asked fell to 72.5 %, at 1e-4 to 65.0 %.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "max_new_tokens": 8,
             },
             "rl": {"method": "grpo", "kl_coefficient": 0.02},
-            "optimizer": {"name": "adamw", "learning_rate": 1e-4, "weight_decay": 0.0},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-5, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "checkpoint": {"every": 2 if tiny else 40},
             "eval": {"every": 2 if tiny else 40},
