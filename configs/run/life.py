@@ -3,8 +3,8 @@
 jaxllm run --config configs/run/life.py --workdir runs/life
 
 One run of `make demo` on two cores of an AMD EPYC (2026-11-23, another compiler at work for most of it) took 684 s. Held-out text went from
-3.568 to 2.193 bits a byte (unigrams: 2.887); of 200 sums asked 20.0 % were right after the sums, 13.0 % after PPO and 14.5 % after GRPO (at a
-learning rate of 1e-4, ten times its present one): neither raised it.
+3.568 to 2.193 bits a byte (unigrams: 2.887); of 200 sums asked 20.0 % were right after the sums, 13.0 % after PPO and 14.5 % after GRPO
+(at a learning rate of 1e-4, ten times its present one): neither raised it.
 """
 
 from ml_collections import ConfigDict
