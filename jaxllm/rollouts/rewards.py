@@ -1,12 +1,12 @@
 """Rewards: named components of a completion's score, joined by a rule of `rules`. What cannot be scored is missing, not 0."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxllm.losses.terms import check_choice
+from jaxllm.rollouts.options import check_options
 from jaxllm.rollouts.rules import RULES, Bound, Memory, Weighing
 
 UNBOUND = Bound()
@@ -201,11 +201,6 @@ def make(entries: Sequence[Any], makers: Mapping[str, Maker], everywhere: Sequen
         if bound != UNBOUND and (None not in bound or "weight" in options):
             raise ValueError(f"Reward {name!r} has a bound, so it has no weight and no second bound. Give one of at_least, at_most.")
         weight = float(options.pop("weight", 1.0 if bound == UNBOUND else 0.0))
-        known = inspect.signature(makers[kind]).parameters
-        wrong = [option for option in options if option not in known]
-        wrong += [p.name for p in known.values() if p.default is p.empty and p.name not in options]
-        if wrong:
-            problem = "does not know" if wrong[0] in options else "needs"
-            raise ValueError(f"Reward {name!r} of kind {kind!r} {problem} {wrong[0]!r}. Its options: {', '.join(known) or 'none'}.")
+        check_options(f"Reward {name!r} of kind {kind!r}", makers[kind], options, ("name", "weight", "at_least", "at_most"))
         found.append(Component(name, makers[kind](**options), weight, kind in everywhere, bound))
     return found

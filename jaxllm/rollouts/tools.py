@@ -1,6 +1,5 @@
 """Tools that a model may call while it writes: a calculator, Python in the sandbox, search in a corpus, a function of the user's."""
 
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from jaxllm.parallel import hosts
 from jaxllm.rollouts.bm25 import BM25
 from jaxllm.rollouts.calculator import CannotSay, calculate
 from jaxllm.rollouts.components import load_function
+from jaxllm.rollouts.options import check_options
 from jaxllm.tasks.sandbox import Limits, Program, Sandbox, Verdict
 
 MODEL = "model"  # who speaks, beside tools
@@ -217,15 +217,7 @@ def make(entries: Sequence[Any], corpus: Sequence[str] | None = None) -> dict[st
             if corpus is None:
                 raise ValueError("rollout.tools has search, and rollout.corpus is empty. Give its files: rollout.corpus=[docs.jsonl].")
             options["corpus"] = corpus
-        known = inspect.signature(KINDS[kind]).parameters
-        wrong = [option for option in options if option not in known]
-        wrong += [p.name for p in known.values() if p.default is p.empty and p.name not in options]
-        if wrong:
-            problem = "does not know" if wrong[0] in options else "needs"
-            own = ", ".join(option for option in known if option != "corpus") or "none"
-            raise ValueError(
-                f"Tool {name!r} of kind {kind!r} {problem} {wrong[0]!r}. Its own options: {own}; those of all: name, open, close."
-            )
+        check_options(f"Tool {name!r} of kind {kind!r}", KINDS[kind], options, ("name", "open", "close"), given=("corpus",))
         if name in (*found, MODEL) or not all(texts) or texts[0] in {tool.open for tool in found.values()}:
             raise ValueError(
                 f"rollout.tools: {name!r} with calls between {texts[0]!r} and {texts[1]!r}. Give every tool its own name and texts."

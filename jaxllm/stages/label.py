@@ -13,7 +13,6 @@ from jaxllm.losses.terms import check_choice
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.rollouts.making import judged
-from jaxllm.rollouts.rewards import RULES
 from jaxllm.rollouts.rollout import Prompt, Sampler, Samples
 from jaxllm.stages import origin, scores, setup, tasks, workdir
 from jaxllm.stages.config import load
@@ -21,6 +20,8 @@ from jaxllm.stages.prompted import PromptData, open_prompts
 from jaxllm.stages.rewarded import rewards_of
 from jaxllm.training.lock import hold
 from jaxllm.training.sinks import JsonLines
+
+STEADY = ("sum", "normalised_sum", "product")  # rules that look at one prompt's answers alone, and remember nothing
 
 
 def main(args: Namespace, overrides: Sequence[str]) -> int:
@@ -65,7 +66,9 @@ def check(config: ConfigDict, file: str) -> str:
     check_choice("label.form", form, FORMS)
     if (form == "verdicts") != bool(config.label.rule):
         raise ValueError(f"label.form={form!r} and label.rule={config.label.rule!r}: verdicts need a rule, and nothing else does.")
-    check_choice("rl.reward_rule", config.rl.reward_rule, RULES)
+    check_choice("rl.reward_rule", config.rl.reward_rule, STEADY)
+    if config.rollout.tools:
+        raise ValueError(f"rollout.tools={list(config.rollout.tools)}, and labelled answers are written without tools. Set it to [].")
     if not config.rollout.temperature > 0:
         raise ValueError(f"rollout.temperature={config.rollout.temperature} gives the same answer each time. Give a number above 0.")
     return form

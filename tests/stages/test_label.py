@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from jaxllm.data.comparisons import Reading, judged
-from jaxllm.stages import run
-from jaxllm.stages.config import load
+from jaxllm.stages import label, run
+from jaxllm.stages.config import load, resolve
 from jaxllm.stages.report import read_jsonl, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,3 +77,12 @@ def test_answers_one_by_one_have_labels_or_verdicts(life, stage, tmp_path, monke
     verdicts = read_jsonl(tmp_path / "verdicts/verdicts.jsonl")
     judged(verdicts[0], "here", Reading())  # it is what `jaxllm reward` reads
     assert {record["verdict"] for record in verdicts} == {True, False} and {record["rule"] for record in verdicts} == {"Say something."}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"), [("rollout.tools", ["calculator"], "without tools"), ("rl.reward_rule", "running_sum", "sum")]
+)
+def test_what_labels_would_not_heed_is_refused(key, value, said):
+    assert label.check(resolve({"init_from": "somewhere"}), "F") == "comparisons"
+    with pytest.raises(ValueError, match=f"{key}.*{said}"):
+        label.check(resolve({"init_from": "somewhere", key: value}), "F")
