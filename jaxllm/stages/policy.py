@@ -59,7 +59,7 @@ def objective(config: ConfigDict, model: Model) -> Objective:
 
     def loss(params, frozen, batch, rng):
         hidden = forward(model, params, batch)
-        log_probs = token_log_probs(model, params, hidden, batch["targets"], temperature)
+        log_probs = token_log_probs(model, params, hidden, batch["targets"], batch["weights"], temperature)
         rows, terms, report = Rows(batch, params, hidden, log_probs, weighted(batch)[0]), dict[str, Term](), dict[str, jax.Array]()
         for summand in summands:
             more, said = summand(rows)

@@ -27,8 +27,9 @@ def test_trap_3_the_temperature_is_in_everything(found, temperature):
     model, params, targets, hidden, logits = found
     cooled = logits / temperature
     expected = cooled - np.log(np.exp(cooled).sum(-1, keepdims=True))
-    log_probs = token_log_probs(model, params, hidden, targets, temperature)
-    np.testing.assert_allclose(log_probs, np.take_along_axis(expected, targets[..., None], -1)[..., 0], atol=1e-5)
+    weights = np.arange(7) % 3 * np.ones((2, 1), np.float32)
+    log_probs = token_log_probs(model, params, hidden, targets, weights, temperature)
+    np.testing.assert_allclose(log_probs, np.where(weights, np.take_along_axis(expected, targets[..., None], -1)[..., 0], 0), atol=1e-5)
     entropies = token_entropies(model, params, hidden, temperature)
     np.testing.assert_allclose(entropies, -(np.exp(expected) * expected).sum(-1), atol=1e-5)
 
