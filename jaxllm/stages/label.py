@@ -14,7 +14,7 @@ from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.rollouts.making import judged
 from jaxllm.rollouts.rollout import Prompt, Sampler, Samples
-from jaxllm.stages import origin, scores, setup, tasks, workdir
+from jaxllm.stages import origin, rewarded, scores, setup, tasks, workdir
 from jaxllm.stages.config import load
 from jaxllm.stages.prompted import PromptData, open_prompts
 from jaxllm.stages.rewarded import rewards_of
@@ -66,6 +66,7 @@ def check(config: ConfigDict, file: str) -> str:
     check_choice("label.form", form, FORMS)
     if (form == "verdicts") != bool(config.label.rule):
         raise ValueError(f"label.form={form!r} and label.rule={config.label.rule!r}: verdicts need a rule, and nothing else does.")
+    rewarded.check(config)
     check_choice("rl.reward_rule", config.rl.reward_rule, STEADY)
     if config.rollout.tools:
         raise ValueError(f"rollout.tools={list(config.rollout.tools)}, and labelled answers are written without tools. Set it to [].")
