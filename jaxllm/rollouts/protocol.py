@@ -199,11 +199,17 @@ class Turns:
         return [self._answer(calls, results) for calls, results in zip(turns, asked(self.tools, turns), strict=True)]
 
     def _answer(self, calls: Sequence[Call], results: Sequence[Result]) -> Answered:
-        encode = self._encoder(calls)
-        try:
-            return shortened(results, encode, self.most)
-        except WrongDialogue:  # a text that this tokenizer would read as a special token
-            return shortened([Result("error: the result cannot be shown", ERROR)] * len(results), encode, self.most)
+        """What the model reads: the results, or what is wrong with showing them; a model may write calls without end."""
+        unseen = [Result("error: the result cannot be shown", ERROR)] * len(results)
+        for said in (results, unseen):
+            try:
+                return shortened(said, self._encoder(calls), self.most)
+            except WrongDialogue:  # a text that this tokenizer would read as a special token
+                continue
+            except ValueError:  # headers alone have more tokens
+                break
+        many = Result(f"error: {len(calls)} calls at once are too many", ERROR)
+        return shortened([many], self._encoder([Call("")]), self.most)._replace(results=[many] * len(calls))
 
     def _call(self, text: str) -> Call:
         found = _object(text)
