@@ -49,6 +49,8 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"rollout.max_turns={section.max_turns} leaves no turn behind a call. Give 2 or more, or no rollout.tools.")
     if len(section.result) != 2 or not all(isinstance(text, str) and text for text in section.result):
         raise ValueError(f"rollout.result={list(section.result)}: give the two texts around a result, ['<result>', '</result>'] say.")
+    if wrong := [path for path in section.corpus if not isinstance(path, str)]:
+        raise ValueError(f"rollout.corpus has {wrong[0]!r}, which is no path. Give files or folders: [docs.jsonl].")
     named_in(config)
 
 

@@ -210,6 +210,7 @@ def test_the_greedy_baseline_has_the_penalty_that_its_samples_have(settings, tmp
         ({"rollout__tools": [{"kind": "python", "second": 3.0}]}, "does not know 'second'.* Did you mean 'seconds'"),
         ({"rollout__tools": ["search"]}, "rollout.corpus is empty"),
         ({"rollout__tools": [3]}, "rollout.tools has the entry 3"),
+        ({"rollout__tools": ["search"], "rollout__corpus": [{"path": "x"}]}, "which is no path"),
         ({"rl__rewards": [{"kind": "length", "csot": 1}]}, "does not know 'csot'.* Did you mean 'cost'"),
         ({"rl__rewards": [{"kind": "length", "cost": "much"}]}, "cost='much' is not a number"),
         ({"rl__rewards": [{"kind": "ended", "weight": None}]}, "weight=None is not a number"),
