@@ -100,10 +100,16 @@ class Between:
       most: tokens of a result, with these texts.
 
     Raises:
-      ValueError: texts that have more tokens than that.
+      ValueError: texts that have more tokens than that, or a call that would end where it begins.
     """
 
     def __init__(self, tools: Mapping[str, Tool], endings: Endings, result: tuple[str, str], most: int):
+        for tool in tools.values():
+            if stop := next((stop for stop in endings.stop if stop in tool.open), None):
+                raise ValueError(
+                    f"rollout.tools: a call of {tool.name!r} begins with {tool.open!r}, and {stop!r} ends a completion, so none would ever"
+                    " be whole. Give the tool another 'open', or set rollout.stop."
+                )
         self.tools, self.most, self._endings, self._result = tools, most, endings, result
         shortened([Result(" ")], self._encoded, most)
 

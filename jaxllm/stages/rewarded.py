@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxllm.data.comparisons import prefixes
 from jaxllm.losses.terms import check_choice
 from jaxllm.rollouts import components
 from jaxllm.rollouts.overoptimisation import DISAGREEMENT
@@ -25,7 +26,10 @@ REDUCED: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of an ensemble
 MODEL = "model"  # the kind of reward that is a reward model
 
 
-def model_score(path: str, mesh: Any, of: str = "mean", rule: str | None = None, chat: bool = False) -> Score:
+STEPS: dict[str, Callable[[np.ndarray], float]] = {"worst": np.min, "mean": np.mean}  # of the steps of an answer
+
+
+def model_score(path: str, mesh: Any, of: str = "mean", rule: str | None = None, chat: bool = False, steps: str | None = None) -> Score:
     """The scores of a reward model; missing where it cannot read an answer.
 
     Args:
@@ -34,12 +38,17 @@ def model_score(path: str, mesh: Any, of: str = "mean", rule: str | None = None,
       of: what becomes of an ensemble's members, of `REDUCED`.
       rule: that a model of verdicts is asked about.
       chat: whether rows with "messages" were asked as these turns.
+      steps: of a process reward model, what becomes of the scores of an answer's steps, of `STEPS`; None: the whole answer is scored.
     """
     model = scored.open_reward(path, mesh)
 
     def score(answers: Sequence[Answer]) -> list[float]:
         asked = [turns_of(a.row, a.prompt) if chat else a.prompt for a in answers]
-        return REDUCED[of](model.ensemble([(one, a.text) for one, a in zip(asked, answers, strict=True)], rule)).tolist()
+        texts = [prefixes(a.text) if steps else [a.text] for a in answers]
+        pairs = [(one, text) for one, own in zip(asked, texts, strict=True) for text in own]
+        found = iter(REDUCED[of](model.ensemble(pairs, rule)) if pairs else ())
+        each = [np.array([next(found) for _ in own] or [np.nan]) for own in texts]
+        return [float(STEPS[steps](own) if steps else own[0]) for own in each]
 
     return score
 
@@ -54,8 +63,8 @@ def makers_of(config: ConfigDict, asked: Asked | None, mesh: Any) -> dict[str, C
     def task(metric: str | None = None) -> Score:
         return components.task(_task(asked), metric)
 
-    def model(path: str, of: str = "mean", rule: str | None = None) -> Score:
-        return model_score(path, mesh, of, rule, config.rollout.chat)
+    def model(path: str, of: str = "mean", rule: str | None = None, steps: str | None = None) -> Score:
+        return model_score(path, mesh, of, rule, config.rollout.chat, steps)
 
     return {**components.KINDS, "overlong": overlong, "task": task, MODEL: model}
 
@@ -76,6 +85,8 @@ def check(config: ConfigDict) -> None:
     for one in named_in(config):
         if one.kind == MODEL:
             check_choice(f"'of' of the reward {one.name!r}", one.options.get("of", "mean"), REDUCED)
+            if (steps := one.options.get("steps")) is not None:
+                check_choice(f"'steps' of the reward {one.name!r}", steps, STEPS)
         if one.kind == "tools" and not tools:
             raise ValueError(f"Reward {one.name!r} is for calls of tools, and rollout.tools is empty. Name one there, or leave it out.")
         if one.kind == "tools" and one.options.get("tool"):

@@ -51,6 +51,12 @@ def test_results_are_cut_to_their_room_and_counted():
         Between(TOOLS, Endings(BYTES, (), ()), ("<<", ">"), 2)
 
 
+def test_a_call_that_would_end_where_it_begins_is_refused():
+    for tools, stop in ((TOOLS, "["), (make([{"kind": "calculator", "open": "<c\n>"}]), "\n")):
+        with pytest.raises(ValueError, match="none would ever be whole"):
+            Between(tools, Endings(BYTES, (stop,), ()), ("{", "}"), 8)
+
+
 def chat(name="chatml", most=80):
     tokenizer = JsonTokenizer(level().to_str())
     end = tokenizer.token_id("<|im_end|>")

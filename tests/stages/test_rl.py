@@ -195,6 +195,24 @@ def test_a_reward_model_is_asked_the_turns_that_the_policy_was_asked(settings, p
         assert asked.pop()[0] == (tuple(expected) if chat else expected)
 
 
+def test_a_process_reward_is_of_every_step(settings, place, monkeypatch):
+    """A model that scores a text by its last letter: the worst and the mean of the steps; nothing said is nothing scored."""
+
+    class Model:
+        def ensemble(self, pairs, rule=None):
+            return np.array([[float(ord(text[-1]) - ord("a"))] for _, text in pairs])
+
+    monkeypatch.setattr(rewarded.scored, "open_reward", lambda path, mesh: Model())
+    entries = [{"kind": "model", "path": str(place), "steps": steps, "name": str(steps)} for steps in (None, *rewarded.STEPS)]
+    rewards = rewarded.rewards_of(resolve(settings(rl__rewards=entries)), rl.open_prompts(resolve(settings())).asked)
+    answers = [Answer("p", text, {}, np.zeros(1, np.int32), True) for text in ("xc\nxb\nxf", "xd", "xd\n\nxa")]
+    parts = rewards(answers, np.zeros(3, int)).parts
+    assert parts["None"].tolist() == [5, 3, 0] and parts["worst"].tolist() == [1, 3, 0]
+    assert parts["mean"].tolist() == [pytest.approx(8 / 3), 3, 1.5]
+    blank = rewards([Answer("p", "\n", {}, np.zeros(1, np.int32), True)] * 2, np.zeros(2, int)).parts
+    assert np.isnan(blank["worst"]).all()
+
+
 def test_the_greedy_baseline_has_the_penalty_that_its_samples_have(settings, tmp_path):
     """Nothing here ends by itself, so samples and greedy completions are worth the same: nothing is better than the baseline."""
     session = Session(settings(rl__method="remax", rl__missing_end=-1.0, rl__rewards=["ended"]), tmp_path).run(1)
@@ -235,11 +253,11 @@ def test_mistakes_are_told_by_check_too(changes, said, settings):
 
 def test_a_reward_model_that_is_not_there_is_told_by_its_name(settings, tmp_path):
     changes = {"rl__rewards": [{"kind": "model", "path": f"{tmp_path}/nowhere", "name": "proxy"}]}
-    with pytest.raises(ValueError, match="rl.rewards 'proxy': .*nowhere is not a work directory of `jaxllm reward`. Train a reward model"):
+    with pytest.raises(ValueError, match=r"rl.rewards 'proxy': .*nowhere is not a work directory of `jaxllm reward`. Train a reward model"):
         train.build(resolve(settings(**changes)), rl.RECIPE)
     (tmp_path / "nowhere").mkdir()
     (tmp_path / "nowhere/config.json").write_text(json.dumps({"stage": "reward", "config": {"parallel": {}}}))
-    with pytest.raises(ValueError, match="rl.rewards 'proxy': No whole checkpoint in .* until its first checkpoint is written"):
+    with pytest.raises(ValueError, match=r"rl.rewards 'proxy': No whole checkpoint in .* until its first checkpoint is written"):
         train.build(resolve(settings(**changes)), rl.RECIPE)
 
 
