@@ -221,7 +221,7 @@ def unfolded(record: Mapping[str, Any], reading: Reading) -> list[Mapping[str, A
     lengths = [len(record[name]) if isinstance(record[name], list) else 0 for name in names or ()]
     if names is None or not lengths[0] or lengths[0] != lengths[1]:
         return [record]
-    return [record | {name: record[name][:count] for name in names} for count in range(1, lengths[0] + 1)]
+    return [{**record, **{name: record[name][:count] for name in names}} for count in range(1, lengths[0] + 1)]
 
 
 def prefixes(text: str) -> list[str]:

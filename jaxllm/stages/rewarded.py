@@ -66,7 +66,8 @@ def makers_of(config: ConfigDict, asked: Asked | None, mesh: Any) -> dict[str, C
     def model(path: str, of: str = "mean", rule: str | None = None, steps: str | None = None) -> Score:
         return model_score(path, mesh, of, rule, config.rollout.chat, steps)
 
-    return {**components.KINDS, "overlong": overlong, "task": task, MODEL: model}
+    known: dict[str, Any] = dict(components.KINDS)
+    return known | {"overlong": overlong, "task": task, MODEL: model}
 
 
 def named_in(config: ConfigDict) -> list[Named]:
