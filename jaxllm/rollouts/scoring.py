@@ -56,7 +56,7 @@ class Scorer:
       model: as it trains.
       temperature: at which tokens are sampled.
       place: onto the mesh.
-      rows: how many at a time; it divides a rollout.
+      rows: how many at a time; where a rollout does not divide, its first rows fill the last part.
       critic: what the policy's parameters say of its own chances; None: nothing.
     """
 
@@ -90,10 +90,10 @@ class Scorer:
         count, found = len(rows["tokens"]), []
         ids = rows.get("row", np.arange(count, dtype=np.int32))
         for start in range(0, count, self.rows):
-            part = {name: rows[name][start : start + self.rows] for name in (*SCORED, "weights")}
-            part["row"] = ids[start : start + self.rows]
-            found.append(function(self._place(part)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
+            which = np.arange(start, start + self.rows) % count
+            part = {name: rows[name][which] for name in (*SCORED, "weights")}
+            found.append(function(self._place({**part, "row": ids[which]})))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(found))
 
 
 def _whole(x: jax.Array) -> jax.Array:

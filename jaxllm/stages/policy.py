@@ -14,7 +14,7 @@ from jaxllm.losses.terms import Report, Term, trained
 from jaxllm.losses.value import value_loss, value_totals
 from jaxllm.models.model import Model
 from jaxllm.rollouts.scoring import forward, token_entropies, token_log_probs
-from jaxllm.stages import critics, methods
+from jaxllm.stages import critics, methods, rewarded, tools
 from jaxllm.stages.critics import values_of
 from jaxllm.stages.methods import estimator_of, method_of, place_of_kl
 from jaxllm.stages.prompted import asked_of
@@ -45,6 +45,8 @@ def check(config: ConfigDict) -> None:
     """Refuses what cannot be trained, before anything is opened (ValueError)."""
     methods.check(config)
     critics.check(config)
+    tools.check(config)
+    rewarded.check(config)
 
 
 def objective(config: ConfigDict, model: Model) -> Objective:

@@ -6,7 +6,7 @@ import pytest
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.model import Model
-from jaxllm.rollouts.scoring import forward, token_entropies, token_log_probs
+from jaxllm.rollouts.scoring import Scorer, forward, token_entropies, token_log_probs
 
 SHAPE = ModelConfig(vocab_size=40, num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=32)
 
@@ -40,3 +40,21 @@ def test_the_gradient_of_the_entropy_is_its_own(found):
     total = lambda x: token_entropies(model, params, x).sum()  # noqa: E731
     slope = float((jax.grad(total)(hidden) * step).sum())
     assert slope == pytest.approx(float(total(hidden + step) - total(hidden - step)) / 2, rel=2e-2)
+
+
+def test_rows_that_do_not_divide_are_looked_at_all_the_same():
+    """Five rows, four at a time: the last part is filled up, so nothing compiles twice, and what fills it is nobody's."""
+    model = Model(SHAPE, scan_layers=False)
+    params, tokens = model.init(jax.random.key(0)), np.random.default_rng(1).integers(0, 40, (5, 7)).astype(np.int32)
+    rows = {"tokens": tokens, "targets": np.roll(tokens, -1, 1), "segments": np.ones_like(tokens), "weights": np.ones((5, 7), np.float32)}
+    rows["positions"] = np.broadcast_to(np.arange(7, dtype=np.int32), (5, 7))
+    shapes = []
+
+    def place(part):
+        shapes.append(part["tokens"].shape[0])
+        return dict(part)
+
+    found = Scorer(model, 1.0, place, 4).log_probs(params, rows)
+    whole = Scorer(model, 1.0, dict, 5).log_probs(params, rows)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    assert found.shape == (5, 7) and shapes == [4, 4]
