@@ -140,7 +140,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work directories to put on one page")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work directories to put on one page, or folders of sweeps")
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first work directory)")
 
 
