@@ -87,7 +87,7 @@ def points(flags: Sequence[tuple[str, str]], count: int | None = None, seed: int
         groups[-1][kind][key] = values
     if any(group["random"] for group in groups) != (count is not None):
         raise ValueError("--random and --count go together: --random optimizer.learning_rate=log:1e-4:1e-2 --count 8.")
-    if (count or 1) < 1:
+    if count is not None and count < 1:
         raise ValueError(f"--count {count}: give 1 or more.")
     draw = random.Random(seed)
     found = [point for group in groups if any(group.values()) for point in _group(group, count or 1, draw)]

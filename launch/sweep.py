@@ -28,7 +28,9 @@ class _Space(argparse.Action):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="python -m launch.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        prog="python -m launch.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = found.add_argument
     keys = {"action": _Space, "dest": "space", "metavar": "KEY=V,V"}
     add("--grid", **keys, help="every value with every other")
@@ -44,7 +46,12 @@ def parser() -> argparse.ArgumentParser:
     add("--mode", choices=("min", "max"), default="min", help="whether less or more of it is better (default min)")
     add("--halving", metavar="ETA:STEP", help="at STEP the best 1/ETA of the points go on, at ETA * STEP 1/ETA of these, and so on")
     add("--plan", metavar="TOPOLOGY", help="each point must also fit there by `jaxllm plan`, before anything starts")
-    add("--engine", default="local", metavar="'ENGINE FLAGS'", help=f"where the runs are: {', '.join(ENGINES)} with its flags (default local)")
+    add(
+        "--engine",
+        default="local",
+        metavar="'ENGINE FLAGS'",
+        help=f"where the runs are: {', '.join(ENGINES)} with its flags (default local)",
+    )
     add("--point", type=int, metavar="N", help="run point N of a sweep that was begun; arrays use it")
     add("--dry-run", action="store_true", help="print the commands, and run nothing")
     add("arguments", nargs="*", metavar="-- STAGE ...", help="what follows `python -m jaxllm` in every run, without --workdir")
@@ -58,6 +65,8 @@ def described(options: argparse.Namespace) -> dict:
       ValueError: nothing asked for and nothing there, another sweep there, or arguments that no run can have.
     """
     path = options.workdir / RECORD
+    if file := next((place for place in (options.workdir, *options.workdir.parents) if place.exists() and not place.is_dir()), None):
+        raise ValueError(f"--workdir {options.workdir}: {file} is no folder. Name a folder: a new one, or that of a sweep.")
     before = json.loads(path.read_text()) if path.exists() else None
     if not options.space and not options.arguments:
         if before is None:
@@ -138,7 +147,7 @@ def _run(options: argparse.Namespace) -> int:
     if engine not in ENGINES:
         raise ValueError(f"Unknown engine {engine!r}. Choose one of: {', '.join(ENGINES)}.")
     rungs = runs.rungs(sweep["halving"], len(sweep["points"]))
-    if rungs and engine != "local":
+    if sweep["halving"] and engine != "local":
         raise ValueError(f"--halving compares runs while they run, which only --engine local can. Leave it out, or leave out {engine}.")
     report = job.Job(("report", str(options.workdir)), ({},))
     if options.point is not None and not 0 <= options.point < len(sweep["points"]):

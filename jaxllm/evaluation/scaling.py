@@ -127,9 +127,7 @@ def _chinchilla_fit(n: np.ndarray, d: np.ndarray, y: np.ndarray, start: Any = No
 
 def _kaplan_fit(n: np.ndarray, d: np.ndarray, y: np.ndarray, start: Any = None) -> np.ndarray:
     starts = [
-        [y.mean() / alpha - 0.7, y.mean() / alpha - 0.7, ratio, alpha]
-        for alpha in (0.05, 0.1, 0.3, 0.6)
-        for ratio in (0.3, 0.8, 1.5, 3.0)
+        [y.mean() / alpha - 0.7, y.mean() / alpha - 0.7, ratio, alpha] for alpha in (0.05, 0.1, 0.3, 0.6) for ratio in (0.3, 0.8, 1.5, 3.0)
     ]
     return _fit(_kaplan_curve, starts, KAPLAN_BOUNDS, n, d, y, start)
 

@@ -86,7 +86,9 @@ def read(folder: epath.Path, read_jsonl: Any) -> tuple[dict[str, Any], list[Poin
 def metric_of(sweep: Mapping[str, Any], points: Sequence[Point]) -> str:
     """What the runs are compared by: the sweep's metric, and instead of the plain loss that of the first held-out set that all have."""
     begun = [point for point in points if point.metrics or point.evals]
-    shared = [name for name in dict.fromkeys(r["name"] for point in begun for r in point.evals) if all(p.last(f"{name}/loss") for p in begun)]
+    shared = [
+        name for name in dict.fromkeys(r["name"] for point in begun for r in point.evals) if all(p.last(f"{name}/loss") for p in begun)
+    ]
     return f"{shared[0]}/loss" if sweep["metric"] == "loss" and shared else sweep["metric"]
 
 
@@ -159,7 +161,9 @@ def importance(known: Sequence[Point], keys: Sequence[str], metric: str) -> list
         rows.append([key, explained(texts, values), known[0].settings.get(key, "")])
         numbers = _numbers(texts)
         if numbers is not None and len(set(numbers)) > 1:
-            pictures.append(scatter({"": (numbers, values)}, {}, (key, metric), (min(numbers) > 0 and max(numbers) / min(numbers) > 5, False)))
+            pictures.append(
+                scatter({"": (numbers, values)}, {}, (key, metric), (min(numbers) > 0 and max(numbers) / min(numbers) > 5, False))
+            )
     note = "Each key by itself: the share of the variance between runs, corrected for chance; 0 also where there are too few runs to say."
     head = ["key", "explains", "best run's value"]
     return ["<h3>What the keys did</h3>", table(sorted(rows, key=lambda row: -row[1]), head), f"<p>{note}</p>", *pictures]
