@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="'ENGINE FLAGS'",
         help=f"where the runs are: {', '.join(ENGINES)} with its flags (default local)",
     )
+    add("--runs", metavar="gs://DIR", help="where the runs write, of an engine that does not see --workdir (gke)")
     add("--point", type=int, metavar="N", help="run point N of a sweep that was begun; arrays use it")
     add("--dry-run", action="store_true", help="print the commands, and run nothing")
     add("arguments", nargs="*", metavar="-- STAGE ...", help="what follows `python -m jaxllm` in every run, without --workdir")
@@ -78,7 +79,14 @@ def described(options: argparse.Namespace) -> dict:
         raise ValueError(f"--workdir stands behind --: every point has its own folder in {options.workdir}. Leave it out there.")
     found = space.points(options.space or [], options.count, options.seed)
     points = [{"name": f"{i:03}", "settings": settings} for i, settings in enumerate(found)]
-    asked = {"arguments": options.arguments, "metric": options.metric, "mode": options.mode, "halving": options.halving, "points": points}
+    asked = {
+        "arguments": options.arguments,
+        "metric": options.metric,
+        "mode": options.mode,
+        "halving": options.halving,
+        "runs": options.runs,
+        "points": points,
+    }
     if before is not None and before != asked:
         differs = next(key for key in asked if before.get(key) != asked[key])
         raise ValueError(f"{options.workdir} holds another sweep ({differs} differ). Choose another --workdir, or give it alone to go on.")
@@ -88,7 +96,8 @@ def described(options: argparse.Namespace) -> dict:
 def arguments(sweep: dict, point: dict, workdir: Path | None) -> list[str]:
     """What follows `python -m jaxllm` for a point; without a workdir nothing is kept."""
     overrides = [f"--config.{key}={value}" for key, value in point["settings"].items()]
-    return [*sweep["arguments"], *(["--workdir", str(workdir / point["name"])] if workdir else []), *overrides]
+    place = workdir and (f"{sweep['runs'].rstrip('/')}/{point['name']}" if sweep["runs"] else str(workdir / point["name"]))
+    return [*sweep["arguments"], *(["--workdir", place] if place else []), *overrides]
 
 
 def checks(sweep: dict, workdir: Path, topology: str | None) -> list[tuple[dict, job.Job]]:
@@ -149,6 +158,8 @@ def _run(options: argparse.Namespace) -> int:
     rungs = runs.rungs(sweep["halving"], len(sweep["points"]))
     if sweep["halving"] and engine != "local":
         raise ValueError(f"--halving compares runs while they run, which only --engine local can. Leave it out, or leave out {engine}.")
+    if bool(sweep["runs"]) != (engine == "gke"):
+        raise ValueError("--runs gs://BUCKET/FOLDER goes with --engine gke, whose machines do not see --workdir, and with no other.")
     report = job.Job(("report", str(options.workdir)), ({},))
     if options.point is not None and not 0 <= options.point < len(sweep["points"]):
         raise ValueError(f"--point {options.point}: this sweep has the points 0 to {len(sweep['points']) - 1}.")

@@ -101,7 +101,7 @@ def _fit(curve: Callable, starts: list, bounds: list, n: np.ndarray, d: np.ndarr
     found = [
         least_squares(
             lambda x: curve(x, n, d)[0] - y,
-            np.clip(x, *(ends + [[1e-9], [-1e-9]])),
+            np.clip(x, ends[0] + 1e-9, ends[1] - 1e-9),
             jac=lambda x: curve(x, n, d)[1],
             bounds=ends,
             loss="huber",

@@ -15,7 +15,7 @@ from jaxllm.models import counts
 from jaxllm.stages import setup
 from jaxllm.stages.page import Series, curves, scatter, table
 
-RECORD = "sweep.json"  # what `python -m launch.sweep` writes: {"arguments", "metric", "mode", "points": [{"name", "settings"}]}
+RECORD = "sweep.json"  # what `python -m launch.sweep` writes: {"arguments", "metric", "mode", "runs", "points": [{"name", "settings"}]}
 SHOWN = 12  # curves in one picture
 TOKENS = ("parameters N", "tokens D")
 
@@ -74,7 +74,7 @@ def read(folder: epath.Path, read_jsonl: Any) -> tuple[dict[str, Any], list[Poin
     sweep = json.loads((folder / RECORD).read_bytes())
     points = []
     for point in sweep["points"]:
-        place, state = folder / point["name"], folder / "points" / f"{point['name']}.json"
+        place, state = epath.Path(sweep.get("runs") or folder) / point["name"], folder / "points" / f"{point['name']}.json"
         record = json.loads((place / "config.json").read_bytes()) if (place / "config.json").exists() else {}
         became = json.loads(state.read_bytes()) if state.exists() else {}
         words = became.get("state", "not done") + (f" at step {became['at']}" if "at" in became else "")
@@ -207,7 +207,7 @@ def laws(known: Sequence[Point], metric: str) -> list[str]:
             continue
         parts += ["<p>For a budget of C = 6 N D operations, the best:</p>", _optima(fitted, points)]
     cautions = (
-        "Intervals: bootstrap over the points, taken as independent; losses of one run at several steps are not, so they are too narrow then."
+        "Intervals: bootstrap over the points, as if independent; losses of one run at several steps are not: they are too narrow then."
         " Where a schedule decays, losses before its end are higher than those of a run that ends there. N counts embeddings (Kaplan's"
         " does not). Beyond the sizes that were run a law is a guess."
     )

@@ -19,6 +19,7 @@ ROOT = HERE.parents[1]
 
 @pytest.fixture(autouse=True)
 def found(monkeypatch):
+    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{HERE}")
 
 
@@ -88,7 +89,7 @@ def test_at_most_so_many_run_at_a_time(tmp_path, stub, monkeypatch):
 
     processes = []
     (tmp_path / sweep.RECORD).write_text(
-        json.dumps({"arguments": ["pretrain"], "metric": "loss", "mode": "min", "halving": None, "points": []})
+        json.dumps({"arguments": ["pretrain"], "metric": "loss", "mode": "min", "halving": None, "runs": None, "points": []})
     )
     points = [{"name": f"{i:03}", "settings": {"x": str(i)}} for i in range(5)]
     (tmp_path / sweep.RECORD).write_text(json.dumps({**json.loads((tmp_path / sweep.RECORD).read_text()), "points": points}))
@@ -183,6 +184,21 @@ def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path, capsys):
     )
 
 
+def test_other_engines_get_an_array_or_a_job_for_each_point(tmp_path, capsys):
+    place = tmp_path / "s"
+    assert go(place, "--grid", "x=1,2", "--dry-run", "--parallel", 2, "--engine", "slurm --partition low") == 0
+    said = capsys.readouterr().out
+    assert "#SBATCH --array=0-1%2\n" in said and "#SBATCH --partition=low\n" in said
+    assert f'-m launch.sweep --workdir {place} --restarts 3 --point "$SLURM_ARRAY_TASK_ID" &' in said
+    words = ["--grid", "batch_size=8,16", "--workdir", str(place), "--dry-run", "--engine", "gke --topology v5e:2x4 --image i"]
+    behind = ["--", "pretrain", "--config", "configs/pretrain/tiny_bytes.py:tiny"]
+    assert sweep.main([*words, *behind]) == 2 and "--runs gs://BUCKET/FOLDER goes with --engine gke" in capsys.readouterr().err
+    assert sweep.main([*words, "--runs", "gs://bucket/s", *behind]) == 0
+    said = capsys.readouterr().out
+    assert '"name": "s-000"' in said and '"gs://bucket/s/001",' in said and '"--config.batch_size=16"' in said
+    assert not place.exists()
+
+
 def test_sigterm_stops_all_and_the_next_call_goes_on(tmp_path, stub):
     program = (
         "import sys; from launch import job, sweep; job.Job.__init__.__defaults__ = (sys.executable, 'stub_run'); sys.exit(sweep.main())"
@@ -210,7 +226,6 @@ def test_six_tiny_runs_over_learning_rate_and_depth_end_in_one_page_with_a_scali
     words = (
         f"--config configs/pretrain/depth.py:tiny --config.steps=8 --config.eval.every=2 --config.eval.batches=2 --config.data.train={text}"
     )
-    monkeypatch.chdir(ROOT)
     grid = ["--grid", "optimizer.learning_rate=3e-3,1e-2", "--grid", "depth=1,2,3", "--parallel", "2"]
     assert sweep.main([*grid, "--workdir", str(tmp_path / "sweep"), "--", "pretrain", *words.split(), "--config.sequence_length=32"]) == 0
     assert [state["state"] for state in states(tmp_path / "sweep").values()] == ["done"] * 6
