@@ -58,16 +58,22 @@ def first_step(workdir: Path) -> float:
 def stages(folder: Path, name: str) -> None:
     """Every stage on one small config, in the order of a model's life: whole seconds and peak memory of its process."""
     workdir, env = folder / name, {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs"), "JAX_PLATFORMS": "cpu"}
+    later = lambda config: ("--config", f"configs/{config}.py:tiny", "--workdir", str(workdir / Path(config).stem), *ONCE)  # noqa: E731
     run = {
         "prepare": ("--config", CONFIG, "--config.data.cache", str(folder / f"tokens-{name}")),
         "pretrain": ("--config", CONFIG, "--workdir", str(workdir), "--config.data.cache", str(folder / f"tokens-{name}"), *ONCE),
         "evaluate": ("--workdir", str(workdir)),
         "sample": ("--workdir", str(workdir), "--prompt", "def ", "--config.sample.max_new_tokens=32"),
         "report": (str(workdir),),
+        "sft": later("sft/arithmetic"),
+        "reward": later("reward/ranking_arithmetic"),
+        "preference": later("preference/dpo"),
+        "rl": later("rl/grpo_arithmetic"),
     }
     for stage, words in run.items():
         ran = call(stage, *words, **env)
-        emit(f"{stage}_seconds_{name}", ran.seconds, peak_mib=round(ran.peak), config=Path(CONFIG).name)
+        config = next((word for word in words if word.startswith("configs/")), CONFIG)
+        emit(f"{stage}_seconds_{name}", ran.seconds, peak_mib=round(ran.peak), config=config)
     emit(f"first_step_seconds_{name}", first_step(workdir), config=Path(CONFIG).name)
 
 

@@ -28,6 +28,7 @@ from jaxllm.parallel import rules
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "param_dtype": ("float32", "bfloat16"),
+    "logits_dtype": ("float32", "bfloat16"),
     "remat": tuple(POLICIES),
     "attention": ("auto", *KERNELS),
     "context": ("gather", "ring"),
@@ -43,6 +44,7 @@ class Model:
       config: what the model is.
       dtype: of activations, and of weights at their use.
       param_dtype: of the parameters in memory.
+      logits_dtype: what logits are rounded to as they leave the product with the vocabulary; softmax and loss are float32 all the same.
       remat: a policy's name, see `remat.POLICIES`.
       scan_layers: layers are stacked and scanned over the repeating pattern, or each stands alone; `relayout` goes between the two.
       attention: the kernel, see `ops.attention.attention`.
@@ -53,6 +55,7 @@ class Model:
     config: ModelConfig
     dtype: str = "float32"
     param_dtype: str = "float32"
+    logits_dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = True
     attention: str = "auto"
@@ -214,7 +217,9 @@ class Model:
         """Float32 [..., V] of hidden states [..., D]; for whole batches use `log_probs`, which never holds this."""
         kernel, axes, equation = self._vocabulary(params)
         kernel = weight(kernel, axes, self.dtype)
-        logits = jnp.einsum(equation, hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        logits = jnp.einsum(equation, hidden.astype(self.dtype), kernel, preferred_element_type=jnp.dtype(self.logits_dtype)).astype(
+            jnp.float32
+        )
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -238,7 +243,8 @@ class Model:
 
     def _head(self) -> dict[str, Any]:
         config = self.config
-        return {"softcap": config.logit_softcap, "transposed": config.tied_embeddings, "chunk": self.logprobs_chunk}
+        shape = {"softcap": config.logit_softcap, "transposed": config.tied_embeddings}
+        return {**shape, "chunk": self.logprobs_chunk, "logits_dtype": self.logits_dtype}
 
     def num_params(self, params: Params | Adapted | None = None) -> int:
         """How many numbers the parameters are; from the config alone when none are given."""

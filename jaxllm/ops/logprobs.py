@@ -30,6 +30,7 @@ def token_log_probs(
     transposed: bool = False,
     chunk: int | None = None,
     dtype: str | jnp.dtype | None = None,
+    logits_dtype: str | jnp.dtype = "float32",
 ) -> LogProbs:
     """Log-probabilities of `targets` under softmax(softcap(hidden @ kernel + bias)).
 
@@ -42,6 +43,7 @@ def token_log_probs(
       transposed: the kernel is [V, D].
       chunk: tokens whose logits a device holds at a time; None: as many as `CHUNK_BYTES` allows.
       dtype: of the operands of the products (None: hidden's); they accumulate in float32.
+      logits_dtype: what the logits are rounded to as they leave their product; whatever is made of them is float32.
 
     Returns:
       `LogProbs`. Gradients have the dtypes of hidden, kernel and bias; that of a kernel or bias which nobody asks for costs nothing.
@@ -49,7 +51,7 @@ def token_log_probs(
     Raises:
       ValueError: shapes that do not belong together.
     """
-    head, kernel, bias = _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype)
+    head, kernel, bias = _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype, logits_dtype)
     return LogProbs(*_log_probs(head, hidden, kernel, bias, targets))
 
 
@@ -66,6 +68,7 @@ def fused_cross_entropy(
     transposed: bool = False,
     chunk: int | None = None,
     dtype: str | jnp.dtype | None = None,
+    logits_dtype: str | jnp.dtype = "float32",
 ) -> tuple[jax.Array, LogProbs]:
     """sum(weights * (z_loss * log_z^2 - log_prob)), whose gradient needs no second pass over the logits.
 
@@ -74,7 +77,7 @@ def fused_cross_entropy(
       z_loss: the coefficient of log_z^2.
       sparse: many weights are 0, as of prompts: such tokens go to the last chunks, and a chunk that holds nothing else is not computed.
         The same sum and gradients; what is found of such tokens is 0.
-      hidden, kernel, targets, bias, softcap, transposed, chunk, dtype: as for `token_log_probs`.
+      hidden, kernel, targets, bias, softcap, transposed, chunk, dtype, logits_dtype: as for `token_log_probs`.
 
     Returns:
       The sum, a float32 scalar, and the `LogProbs` it was made of, which carry no gradient.
@@ -82,7 +85,7 @@ def fused_cross_entropy(
     Raises:
       ValueError: shapes that do not belong together, or a gradient asked for by the weights.
     """
-    head, kernel, bias = _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype)
+    head, kernel, bias = _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype, logits_dtype)
     if weights.shape != targets.shape:
         raise ValueError(f"weights {weights.shape} do not belong to targets {targets.shape}.")
     head = dataclasses.replace(head, sparse=sparse)
@@ -92,7 +95,7 @@ def fused_cross_entropy(
     return loss, LogProbs(*map(jax.lax.stop_gradient, found))
 
 
-def _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype) -> tuple[Head, jax.Array, jax.Array | None]:
+def _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype, logits_dtype) -> tuple[Head, jax.Array, jax.Array | None]:
     """What is static, and kernel and bias with as many columns as the mesh divides."""
     B, T, D = hidden.shape
     vocab = kernel.shape[0 if transposed else 1]
@@ -119,6 +122,7 @@ def _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype) -
         softcap=softcap,
         transposed=transposed,
         dtype=jnp.dtype(dtype or hidden.dtype).name,
+        logits_dtype=jnp.dtype(logits_dtype).name,
         sharded=mesh is not None and mesh.size > 1,
         axes=axes,
     )

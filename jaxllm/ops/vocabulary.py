@@ -31,7 +31,8 @@ class Head:
     chunk: int  # tokens
     softcap: float | None
     transposed: bool
-    dtype: str
+    dtype: str  # of the operands
+    logits_dtype: str  # that logits come out in
     sharded: bool  # inside a mesh of more than one device
     axes: tuple[str | None, str | None, str | None]  # logical names of B, T, and of D in the kernel's gradient
     sparse: bool = False  # tokens that weigh nothing are put last, and left out
@@ -48,15 +49,15 @@ class Product:
     def __init__(self, head: Head, kernel: jax.Array, bias: jax.Array | None):
         self.head, self.kernel, self.bias = head, kernel, bias
         self.out_dtype = gradient_dtype(head.dtype)
-        # Where bfloat16 into float32 is no faster than float32 (CPU), the logits are multiplied in float32.
-        self.logits_kernel = self.kernel if self.out_dtype == jnp.float32 else self.kernel.astype(jnp.float32)
+        # Where bfloat16 into float32 is no faster than float32 (CPU), such logits are multiplied in float32.
+        self.logits_kernel = kernel.astype(jnp.float32) if self.out_dtype != head.logits_dtype == "float32" else kernel
         self.width, self.vocab = (0, 1)[:: -1 if head.transposed else 1]  # dims of D and V in the kernel
         self.first = jax.lax.axis_index("tensor") * kernel.shape[self.vocab] if head.sharded else 0  # this device's first column
 
     def logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """hidden [C, D] -> logits float32 [C, V] and their slope by the uncapped ones (None: 1)."""
         hidden = hidden.astype(self.head.dtype).astype(self.logits_kernel.dtype)
-        logits = _dot(hidden, self.logits_kernel, 1, self.width, jnp.dtype("float32"))
+        logits = _dot(hidden, self.logits_kernel, 1, self.width, jnp.dtype(self.head.logits_dtype)).astype(jnp.float32)
         if self.bias is not None:
             logits += self.bias.astype(jnp.float32)
         slope = None

@@ -23,6 +23,9 @@ SHARED: dict[str, Key] = {
     ),
     "model.dtype": Key("auto", str, "compute dtype: float32, bfloat16, or auto (bfloat16 on TPU and GPU, float32 on CPU)"),
     "model.param_dtype": Key("float32", str, "dtype of stored parameters"),
+    "model.logits_dtype": Key(
+        "float32", str, "what logits are rounded to before a float32 softmax: float32, or bfloat16, which CPUs multiply faster"
+    ),
     "model.attention": Key("auto", str, "attention kernel: auto, reference, xla, splash, cudnn"),
     "model.context": Key("gather", str, "keys and values across the context axis: gather or ring", resume=True),
     "model.scan_layers": Key(True, bool, "one compiled layer for all (fast to compile) or each its own", resume=True),

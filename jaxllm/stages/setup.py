@@ -193,6 +193,7 @@ def model(config: ConfigDict, vocab_size: int | None = None) -> Any:
         model_config(config, vocab_size or vocabulary(config)),
         dtype=compute_dtype(config),
         param_dtype=config.model.param_dtype,
+        logits_dtype=config.model.logits_dtype,
         remat=config.remat,
         scan_layers=config.model.scan_layers,
         attention=config.model.attention,

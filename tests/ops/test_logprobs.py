@@ -250,6 +250,17 @@ def test_the_fused_loss_in_bfloat16_is_close_and_what_weighs_nothing_trains_noth
         assert np.linalg.norm(np.asarray(got, np.float64) - wanted) < 0.01 * np.linalg.norm(wanted)
 
 
+def test_logits_in_bfloat16_are_rounded_once_and_nothing_else_is():
+    hidden, kernel, _, targets, cotangents = make(37)[:5]
+    rounded = lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)  # noqa: E731
+    logits = rounded(rounded(hidden) @ rounded(kernel))
+    expected = np.take_along_axis(logits, targets[..., None], -1)[..., 0] - np.log(np.exp(logits).sum(-1))
+    log_probs = lambda name: ours(hidden, kernel, None, targets, cotangents, dtype=jnp.bfloat16, logits_dtype=name)[0].log_probs  # noqa: E731
+    got = {name: log_probs(name) for name in ("float32", "bfloat16")}
+    assert np.abs(got["bfloat16"] - expected).max() < 1e-4 < np.abs(got["float32"] - expected).max()
+    assert np.abs(got["bfloat16"] - got["float32"]).max() < 2**-7 * np.abs(logits).max()
+
+
 def test_equal_logits_have_one_argmax_the_first():
     values = jax.jit(token_log_probs)(jnp.zeros((1, 3, D)), jnp.zeros((D, 5)), jnp.asarray([[0, 1, 4]], jnp.int32))
     assert values.correct.tolist() == [[1.0, 0.0, 0.0]]
