@@ -111,8 +111,8 @@ def run(job: Job, output: IO[str] | None = None, told: threading.Event | None = 
     the others have not ended 30 s later, they are killed.
     """
     processes = [start(job, extra) for extra in job.environments]
-    handler = forward(processes, told or threading.Event())
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    on_signal = forward(processes, told or threading.Event())
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     readers = [
         threading.Thread(target=_copy, args=(process, f"[{i}] " if len(processes) > 1 else "", output or sys.stdout))
         for i, process in enumerate(processes)

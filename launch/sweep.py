@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from launch import job, runs, space
 
@@ -32,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m launch.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = found.add_argument
-    keys = {"action": _Space, "dest": "space", "metavar": "KEY=V,V"}
+    keys: dict[str, Any] = {"action": _Space, "dest": "space", "metavar": "KEY=V,V"}
     add("--grid", **keys, help="every value with every other")
     add("--zip", **keys, help="the values of all --zip side by side")
     add("--random", **keys, help="drawn: of a list, or between two ends, log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH")

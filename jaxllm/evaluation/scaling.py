@@ -214,7 +214,7 @@ def fit(name: str, parameters: Any, tokens: Any, losses: Any, *, num_resamples: 
     centre = float(n.mean()), float(d.mean())
     n, d = n - centre[0], d - centre[1]
     best = law.fit(n, d, y)
-    draw, draws = np.random.default_rng(seed), []
+    draw, draws = np.random.default_rng(seed), list[dict[str, float]]()
     while len(draws) < num_resamples:
         rows = draw.integers(0, len(y), len(y))
         if len(set(zip(n[rows], d[rows], strict=True))) < len(law.names) or not np.ptp(n[rows]) or not np.ptp(d[rows]):

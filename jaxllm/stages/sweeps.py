@@ -181,7 +181,7 @@ def losses(known: Sequence[Point], metric: str, along: bool) -> list[tuple[int, 
         chosen = list(zip(steps, values, strict=True))
         for step, value in [(s, v) for s, v in chosen if s > max(first, 0)] if along else chosen[-1:]:
             if step and value > 0:
-                key = (size[0], step * size[1])
+                key = (size[0], int(step) * size[1])
                 found[key] = min(value, found.get(key, math.inf))
     return [(N, D, value) for (N, D), value in sorted(found.items())]
 
