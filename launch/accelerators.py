@@ -34,9 +34,16 @@ GENERATIONS = {
     "tpu7x": Generation(3, 2, None, 1, "", "tpu7x"),
 }
 CHIPS_PER_HOST = 4
-GPUS = tuple(
-    "nvidia-tesla-t4 nvidia-l4 nvidia-tesla-a100 nvidia-a100-80gb nvidia-h100-80gb "
-    "nvidia-h100-mega-80gb nvidia-h200-141gb nvidia-b200 nvidia-gb200".split()
+GPUS = (
+    "nvidia-tesla-t4",
+    "nvidia-l4",
+    "nvidia-tesla-a100",
+    "nvidia-a100-80gb",
+    "nvidia-h100-80gb",
+    "nvidia-h100-mega-80gb",
+    "nvidia-h200-141gb",
+    "nvidia-b200",
+    "nvidia-gb200",
 )
 
 

@@ -41,6 +41,7 @@ class Fitted(NamedTuple):
       intervals: name -> (low, high), of bootstrap resamples of the points.
       draws: the numbers of each resample.
       error: root of the mean squared residual of log L.
+      middle: the geometric means of the points' N and D.
     """
 
     law: Law
@@ -48,11 +49,14 @@ class Fitted(NamedTuple):
     intervals: dict[str, tuple[float, float]]
     draws: list[dict[str, float]]
     error: float
+    middle: tuple[float, float]
 
     def idle(self) -> list[str]:
-        """Of N and D those whose part of the law moves the loss by less than 0.1 % over a factor of ten: they have no effect here."""
-        k, names = self.numbers, {"N": ("alpha", "alpha_N"), "D": ("beta", "alpha_D")}
-        return [name for name, keys in names.items() if any(k.get(key, 1.0) < 2 * LEAST for key in keys)]
+        """Of N and D those of which ten times as many, in the middle of the points, lower the loss by less than 0.1 %."""
+        N, D = self.middle
+        loss = self.law.loss(self.numbers, N, D)
+        more = {"N": self.law.loss(self.numbers, 10 * N, D), "D": self.law.loss(self.numbers, N, 10 * D)}
+        return [name for name, value in more.items() if loss - value < 1e-3 * loss]
 
     def best(self, budget: float, level: float = 0.95) -> dict[str, tuple[float, float, float]]:
         """The compute-optimal point for this many operations: "N", "D" and "loss", each with the ends of its interval."""
@@ -88,7 +92,7 @@ def _kaplan_curve(x: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[np.ndarr
     return alpha * total, np.stack([alpha * w[0], alpha * w[1], -alpha * w[0] * n, total], axis=1)
 
 
-LEAST = 1e-3  # of an exponent: one that ends there is none
+LEAST = 1e-3  # of an exponent
 CHINCHILLA_BOUNDS = [(-30.0, 30.0)] * 3 + [(LEAST, 3.0)] * 2  # the first are logarithms, about the middle of the points
 KAPLAN_BOUNDS = [(-300.0, 300.0)] * 2 + [(0.05, 20.0), (LEAST, 3.0)]
 
@@ -224,4 +228,4 @@ def fit(name: str, parameters: Any, tokens: Any, losses: Any, *, num_resamples: 
     intervals = {key: tuple(map(float, np.quantile([one[key] for one in draws], tails))) for key in law.names}
     numbers = {key: float(value) for key, value in law.numbers(best, *centre).items()}
     residual = np.log(law.loss(numbers, points[0], points[1])) - y
-    return Fitted(law, numbers, intervals, draws, float(np.sqrt(np.mean(residual**2))))  # type: ignore[arg-type]
+    return Fitted(law, numbers, intervals, draws, float(np.sqrt(np.mean(residual**2))), (_exp(centre[0]), _exp(centre[1])))  # type: ignore[arg-type]
