@@ -1,7 +1,7 @@
 """A job, or an array of them, under SLURM: on CPUs or GPUs, put back into the queue where it was preempted, stopped or failed.
 
 python -m launch.slurm --nodes 2 --gpus-per-node 8 --partition gpu --time 12:00:00 \\
-    -- pretrain --config configs/pretrain/llama3_8b_h100_8.py --workdir /shared/runs/llama
+    -- pretrain --config configs/pretrain/llama3_8b_h100_8.py --config.parallel.replica=2 --workdir /shared/runs/llama
 """
 
 import argparse
