@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 TOOL = """#!/usr/bin/env python3
-import json, os, sys
+import fcntl, json, os, sys
 folder = {folder!r}
 name = os.path.basename(sys.argv[0])
 words = sys.argv[1:]
+lock = open(folder + "/lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends: several nodes are called at once
 with open(folder + "/calls.jsonl", "a") as file:
     given = "" if sys.stdin.isatty() or "--filename=-" not in words else sys.stdin.read()
     file.write(json.dumps({{"tool": name, "words": words, "stdin": given}}) + "\\n")
