@@ -14,6 +14,7 @@ from jaxllm.data.objects import SUFFIXES, read_objects
 from jaxllm.data.sources import Source, list_files
 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")  # of HH-RLHF's transcripts
+STEP = "\n"  # between the steps of a solution
 RULE = "The rule: {rule}\nDoes the assistant break it in what follows?\n\n{content}"  # Sparrow: the rule stands in the prompt
 
 
@@ -205,6 +206,30 @@ def _label(record: Mapping[str, Any], reading: Reading) -> tuple[Turns, Answers,
     return turns[:-1], [(turns[-1:], 0.0)], value, 0.0
 
 
+def _steps(record: Mapping[str, Any], reading: Reading) -> tuple[Turns, Answers, float, float]:
+    """The last step of a solution, behind those before it, with its label (process rewards: arXiv 2211.14275, 2305.20050)."""
+    steps, labels = (record[name] for name in fields_of(record, FORMATS["steps"]) or ())
+    if not (isinstance(steps, list) and isinstance(labels, list) and 0 < len(steps) == len(labels)):
+        raise Problem("has steps that are no list, or not as many labels")
+    text = STEP.join(text_of(step, "step").strip(STEP) for step in steps)
+    return _needed(_prompt(record, reading)), [(_answer(text, reading), 0.0)], _number(labels[-1], "label"), 0.0
+
+
+def unfolded(record: Mapping[str, Any], reading: Reading) -> list[Mapping[str, Any]]:
+    """A record; of one with K steps K records, what it says of each: itself, cut off behind that step."""
+    names = fields_of(record, FORMATS["steps"]) if reading.format in (None, "steps") else None
+    lengths = [len(record[name]) if isinstance(record[name], list) else 0 for name in names or ()]
+    if names is None or not lengths[0] or lengths[0] != lengths[1]:
+        return [record]
+    return [{**record, **{name: record[name][:count] for name in names}} for count in range(1, lengths[0] + 1)]
+
+
+def prefixes(text: str) -> list[str]:
+    """A solution up to each of its steps, as `steps` records have it: a step is a line that says something."""
+    lines = text.split(STEP)
+    return [STEP.join(lines[: i + 1]) for i, line in enumerate(lines) if line.strip()]
+
+
 def _number(said: Any, what: str) -> float:
     if not isinstance(said, bool | int | float) or not math.isfinite(said):
         raise Problem(f"has a {what} {said!r} that is no number")
@@ -224,6 +249,7 @@ FORMATS: dict[str, Format] = {
     "annotated": Format(("response1", "response2", "annotator1"), _annotated),
     "ranking": Format(("answers", "ranking|scores|best"), _ranking),
     "rule": Format(("dialogue", "rule", "verdict"), _rule),
+    "steps": Format(("steps|completions", "labels"), _steps),
     "label": Format(("label", "completion|response|answer|output|messages|conversations"), _label),
 }
 
@@ -301,16 +327,17 @@ def records(source: Source, reading: Reading, tally: Tally) -> Iterator[Judged]:
     """
     files, _ = list_files(dataclasses.replace(source, format=None), SUFFIXES)
     for file in files:
-        for line, record, problem in read_objects(file):
-            tally.records += 1
+        for line, whole, problem in read_objects(file):
             where = f"{file.path}:{line}"
-            try:
-                if record is None:
-                    raise WrongDialogue(Dialogue((), where=where), str(problem))
-                found = judged(record, where, reading)
-                told = (reading.format, ("as said",)) if reading.format else detect(record)
-            except WrongDialogue as error:
-                tally.wrong.append(error)
-                continue
-            tally.formats[told] += 1
-            yield found
+            for record in [None] if whole is None else unfolded(whole, reading):
+                tally.records += 1
+                try:
+                    if record is None:
+                        raise WrongDialogue(Dialogue((), where=where), str(problem))
+                    found = judged(record, where, reading)
+                    told = (reading.format, ("as said",)) if reading.format else detect(record)
+                except WrongDialogue as error:
+                    tally.wrong.append(error)
+                    continue
+                tally.formats[told] += 1
+                yield found

@@ -1,6 +1,7 @@
 """A model on tasks: every row asked and scored, its record kept, and the means with their intervals."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -115,7 +116,9 @@ class Suite:
         tell(len(done))
         left = [i for i in range(len(rows.asked)) if i not in done]
         if isinstance(task, Generation):
-            asked = self._answers(params, task, rows.asked, left, shown, how)
+            asked = self._answers(
+                params, task, rows.asked, left, shown, how, lambda row, why: say(f"{name}: row {row + 1} is not scored: {why}.")
+            )
         else:
             asked = self._likely(params, task, rows.asked, set(left), shown)
         for row, found in asked:
@@ -178,9 +181,16 @@ class Suite:
         return {**sizes, "sampling": Sampling(temperature=how.temperature, top_p=how.top_p), "stop": task.stop}
 
     def _answers(
-        self, params: Any, task: Generation, rows: Sequence[Row], left: Sequence[int], shown: str, how: How
+        self,
+        params: Any,
+        task: Generation,
+        rows: Sequence[Row],
+        left: Sequence[int],
+        shown: str,
+        how: How,
+        missing: Callable[[int, str], None],
     ) -> Iterator[tuple[int, Record]]:
-        """Has the answers of some rows written, then scores them together."""
+        """Has the answers of some rows written, then scores them together; `missing` is told which rows have none, and why."""
         texts = self.texts(task, how)
         for start in range(0, len(left), CHUNK):
             chunk = left[start : start + CHUNK]
@@ -190,9 +200,9 @@ class Suite:
             )
             whole = chunk[: len(samples) // how.num_samples]
             answers = [[s.text for s in samples[i * how.num_samples :][: how.num_samples]] for i in range(len(whole))]
-            scores = iter(
-                score_all(task, [rows[row] for row in whole for _ in range(how.num_samples)], [a for own in answers for a in own])
-            )
+            each = [row for row in whole for _ in range(how.num_samples)]
+            told = lambda i, why, each=each: missing(each[i], why)  # noqa: E731
+            scores = iter(score_all(task, [rows[row] for row in each], [a for own in answers for a in own], told))
             for i, row in enumerate(whole):
                 judged = [next(scores) for _ in answers[i]]
                 means = [s.mean_log_prob for s in samples[i * how.num_samples : (i + 1) * how.num_samples]]
@@ -220,19 +230,30 @@ def _judged(task: Task, row: Row, likes: Sequence[Likelihood], sizes: Sequence[i
     return {"log_prob": sum(log_probs), "bytes": sizes[0], "scores": {"accuracy": float(all(like.greedy for like in likes))}}
 
 
-def score_all(task: Generation, rows: Sequence[Row], answers: Sequence[str]) -> list[Scores | None]:
-    """The scores of answers, None where one cannot be judged; a task that judges many at once (by programs that run) is asked once."""
-    together = getattr(task, "score_all", None)
-    if together is not None:
-        return [found or None for found in together(rows, answers)]
-    return [_score(task, row, answer) for row, answer in zip(rows, answers, strict=True)]
+def score_all(
+    task: Generation, rows: Sequence[Row], answers: Sequence[str], missing: Callable[[int, str], None] = lambda i, why: None
+) -> list[Scores | None]:
+    """The scores of answers, None where one cannot be judged; a task that judges many at once (by programs that run) is asked once.
+
+    A verifier that raises, whatever it raises, judges nothing: its answer has no score, and never 0. `missing` is told its number and why.
+    """
+    if hasattr(task, "score_all"):
+        found = [one or None for one in task.score_all(rows, answers)]
+        for i, one in enumerate(found):
+            if one is None:
+                missing(i, "its verifier could not judge")
+        return found
+    return [_score(task, row, answer, functools.partial(missing, i)) for i, (row, answer) in enumerate(zip(rows, answers, strict=True))]
 
 
-def _score(task: Generation, row: Row, answer: str) -> Scores | None:
+def _score(task: Generation, row: Row, answer: str, missing: Callable[[str], None]) -> Scores | None:
     try:
         return task.score(row, answer)
-    except Unscored:
-        return None
+    except Unscored as error:
+        missing(str(error).rstrip("."))
+    except Exception as error:  # a fault of the verifier must not count against the model, nor end the evaluation
+        missing(f"its verifier raised {error!r}")
+    return None
 
 
 def fingerprint(who: str, length: int, dtype: str, name: str, task: Task, shown: str, rows: Sequence[Row], how: How) -> str:

@@ -1,5 +1,6 @@
 """What every loss hands to the training step: sums of ONE microbatch, to be divided by totals of the whole batch."""
 
+import difflib
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -42,5 +43,6 @@ def check_choice(what: str, value: str, choices: Collection[str]) -> None:
     Raises:
       ValueError: it is not.
     """
-    if value not in choices:
-        raise ValueError(f"Unknown {what} {value!r}. Choose one of: {', '.join(choices)}.")
+    if not isinstance(value, str) or value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        raise ValueError(f"Unknown {what} {value!r}. Choose one of: {', '.join(choices)}.{f' Did you mean {near[0]!r}?' if near else ''}")

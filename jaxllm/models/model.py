@@ -223,9 +223,9 @@ class Model:
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def log_probs(self, params: Params | Adapted, hidden: jax.Array, targets: jax.Array) -> LogProbs:
-        """Log-probabilities of targets int32 [B, T] after hidden [B, T, D]; see `ops.logprobs.token_log_probs`."""
-        return logprobs.token_log_probs(hidden, self._vocabulary(params)[0], targets, **self._head())
+    def log_probs(self, params: Params | Adapted, hidden: jax.Array, targets: jax.Array, weights: jax.Array | None = None) -> LogProbs:
+        """Log-probabilities of targets int32 [B, T] after hidden [B, T, D], 0 where weights are; see `ops.logprobs.token_log_probs`."""
+        return logprobs.token_log_probs(hidden, self._vocabulary(params)[0], targets, weights=weights, **self._head())
 
     def fused_cross_entropy(
         self,

@@ -8,12 +8,11 @@ is known before: `fused_cross_entropy` finds its gradient while a chunk's logits
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm.ops.vocabulary import TABLE, Head, LogProbs, Product, cut, each, fold, skipping, sum_over_rows
+from jaxllm.ops.vocabulary import TABLE, Head, LogProbs, Product, over_chunks, sum_over_rows
 from jaxllm.parallel import rules
 
 CHUNK_BYTES = {"tpu": 1 << 29, "gpu": 1 << 29, "cpu": 1 << 26}  # what one chunk of float32 logits may take on one device
@@ -31,6 +30,7 @@ def token_log_probs(
     chunk: int | None = None,
     dtype: str | jnp.dtype | None = None,
     logits_dtype: str | jnp.dtype = "float32",
+    weights: jax.Array | None = None,
 ) -> LogProbs:
     """Log-probabilities of `targets` under softmax(softcap(hidden @ kernel + bias)).
 
@@ -44,6 +44,8 @@ def token_log_probs(
       chunk: tokens whose logits a device holds at a time; None: as many as `CHUNK_BYTES` allows.
       dtype: of the operands of the products (None: hidden's); they accumulate in float32.
       logits_dtype: what the logits are rounded to as they leave their product; whatever is made of them is float32.
+      weights: [B, T] or None; of tokens where it is 0, as in prompts, nobody asks: they go to the last chunks, a chunk that holds nothing
+        else is not computed, and what is found of them is 0.
 
     Returns:
       `LogProbs`. Gradients have the dtypes of hidden, kernel and bias; that of a kernel or bias which nobody asks for costs nothing.
@@ -52,7 +54,13 @@ def token_log_probs(
       ValueError: shapes that do not belong together.
     """
     head, kernel, bias = _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype, logits_dtype)
-    return LogProbs(*_log_probs(head, hidden, kernel, bias, targets))
+    if weights is None:
+        return LogProbs(*_log_probs(head, hidden, kernel, bias, targets, None))
+    if weights.shape != targets.shape:
+        raise ValueError(f"weights {weights.shape} do not belong to targets {targets.shape}.")
+    asked = jax.lax.stop_gradient(weights) != 0
+    found = _log_probs(dataclasses.replace(head, sparse=True), hidden, kernel, bias, targets, asked)
+    return LogProbs(*(jnp.where(asked, x, 0.0) for x in found))
 
 
 def fused_cross_entropy(
@@ -134,10 +142,14 @@ def _prepare(hidden, kernel, targets, bias, softcap, transposed, chunk, dtype, l
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_probs(head: Head, hidden, kernel, bias, targets):
-    batch, sequence, _ = head.axes
-    local = rules.shard_map(functools.partial(_local_forward, head), _in_axes(head, bias), ((batch, sequence),) * 3)
-    return local(hidden, _narrow(head, kernel), bias, targets)
+def _log_probs(head: Head, hidden, kernel, bias, targets, asked):
+    rows = head.axes[:2]
+    local = rules.shard_map(functools.partial(_local_forward, head), (*_in_axes(head, bias), _axes_of(asked, rows)), (rows,) * 3)
+    return local(hidden, _narrow(head, kernel), bias, targets, asked)
+
+
+def _axes_of(asked, rows: tuple) -> tuple:
+    return () if asked is None else rows
 
 
 def _narrow(head: Head, kernel: jax.Array) -> jax.Array:
@@ -145,21 +157,25 @@ def _narrow(head: Head, kernel: jax.Array) -> jax.Array:
     return rules.constrain(kernel.astype(head.dtype), *(head.axes[2], "vocab")[:: -1 if head.transposed else 1], rules=TABLE)
 
 
-def _forward(head, hidden, kernel, bias, targets):
-    out = _log_probs(head, hidden.value, kernel.value, None if bias is None else bias.value, targets.value)
+def _forward(head, hidden, kernel, bias, targets, asked):
+    asked = None if asked is None else asked.value
+    out = _log_probs(head, hidden.value, kernel.value, None if bias is None else bias.value, targets.value, asked)
     wanted = tuple(() if x is not None and x.perturbed else None for x in (kernel, bias))  # static: part of the tree's structure
-    return out, (hidden.value, kernel.value, None if bias is None else bias.value, targets.value, out[1], wanted)
+    return out, (hidden.value, kernel.value, None if bias is None else bias.value, targets.value, asked, out[1], wanted)
 
 
 def _backward(head, saved, cotangents):
-    hidden, kernel, bias, targets, log_z, wanted = saved
+    hidden, kernel, bias, targets, asked, log_z, wanted = saved
     d_log_probs, d_log_z = (jnp.zeros_like(log_z) if isinstance(c, jax.custom_derivatives.SymbolicZero) else c for c in cotangents[:2])
     wanted, rows = tuple(w is not None for w in wanted), head.axes[:2]
     local = rules.shard_map(
-        functools.partial(_local_backward, head, wanted), (*_in_axes(head, bias), rows, rows, rows), _gradient_axes(head, wanted), TABLE
+        functools.partial(_local_backward, head, wanted),
+        (*_in_axes(head, bias), _axes_of(asked, rows), rows, rows, rows),
+        _gradient_axes(head, wanted),
+        TABLE,
     )
-    gradients = local(hidden, _narrow(head, kernel), bias, targets, log_z, d_log_probs, d_log_z)
-    return *_like(gradients, hidden, kernel, bias), None
+    gradients = local(hidden, _narrow(head, kernel), bias, targets, asked, log_z, d_log_probs, d_log_z)
+    return *_like(gradients, hidden, kernel, bias), None, None
 
 
 _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -167,7 +183,7 @@ _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _cross_entropy(head: Head, z_loss: float, hidden, kernel, bias, targets, weights):
-    found = _log_probs(head, hidden, kernel, bias, targets)
+    found = _log_probs(head, hidden, kernel, bias, targets, weights != 0 if head.sparse else None)
     return _weighted(z_loss, weights, *found[:2]), *found
 
 
@@ -217,23 +233,26 @@ def _like(gradients, *arrays) -> list:
     return [None if g is None else g.astype(x.dtype) for g, x in zip(gradients, arrays, strict=True)]
 
 
-def _local_forward(head: Head, hidden, kernel, bias, targets):
+def _local_forward(head: Head, hidden, kernel, bias, targets, asked):
     """One device's rows, over all parts of the vocabulary."""
     product = Product(head, kernel, bias)
-    chunks = cut(head, hidden.reshape(targets.size, -1)), cut(head, targets.reshape(-1))
-    found = each(lambda chunk: product.look(chunk[1], product.logits(chunk[0])[0]), chunks)
-    return tuple(x.reshape(-1)[: targets.size].reshape(targets.shape) for x in found)
+
+    def one_chunk(nothing, chunk):
+        return nothing, product.look(chunk[1], product.logits(chunk[0])[0])
+
+    found = over_chunks(head, one_chunk, (), (hidden, targets), asked)[1]
+    return tuple(x.reshape(targets.shape) for x in found)
 
 
-def _local_backward(head: Head, wanted: tuple[bool, ...], hidden, kernel, bias, targets, log_z, d_log_probs, d_log_z):
+def _local_backward(head: Head, wanted: tuple[bool, ...], hidden, kernel, bias, targets, asked, log_z, d_log_probs, d_log_z):
     """Gradients of one device's rows, over its part of the vocabulary, summed over whoever shares them."""
     product = Product(head, kernel, bias)
 
     def one_chunk(sums, chunk):
         return product.gradients(sums, chunk[0], *product.logits(chunk[0]), *chunk[1:])
 
-    flat = (x.reshape(targets.size, *x.shape[2:]) for x in (hidden, targets, log_z, d_log_probs, d_log_z))
-    sums, d_hidden = fold(one_chunk, product.zeros(wanted), tuple(cut(head, x) for x in flat))
+    rows = (hidden, targets, log_z, d_log_probs, d_log_z)
+    sums, d_hidden = over_chunks(head, one_chunk, product.zeros(wanted), rows, asked)
     return _summed(head, sums, d_hidden, hidden.shape)
 
 
@@ -249,22 +268,16 @@ def _local_fused(head: Head, z_loss: float, wanted: tuple[bool, ...], hidden, ke
         sums, d_hidden = product.gradients(sums, hidden, logits, slope, targets, log_z, -weights, 2 * z_loss * weights * log_z)
         return sums, (found, d_hidden.astype(hidden.dtype))
 
-    flat = tuple(x.reshape(targets.size, *x.shape[2:]) for x in (hidden, targets, weights))
-    if not head.sparse:
-        sums, (found, d_hidden) = fold(one_chunk, product.zeros(wanted), tuple(cut(head, x) for x in flat))
-    else:
-        order = jnp.argsort(flat[2] == 0, stable=True)
-        chunks = tuple(cut(head, x[order]) for x in flat)
-        sums, out = fold(skipping(head, one_chunk, flat[2]), product.zeros(wanted), (jnp.arange(len(chunks[0])), chunks))
-        found, d_hidden = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[jnp.argsort(order)], out)
-    found = tuple(x.reshape(-1)[: targets.size].reshape(targets.shape) for x in found)
+    asked = weights != 0 if head.sparse else None
+    sums, (found, d_hidden) = over_chunks(head, one_chunk, product.zeros(wanted), (hidden, targets, weights), asked)
+    found = tuple(x.reshape(targets.shape) for x in found)
     return found, *_summed(head, sums, d_hidden, hidden.shape)
 
 
 def _summed(head: Head, sums, d_hidden, shape):
     """One device's part of the gradients -> what `_gradient_axes` says."""
     d_kernel, d_bias = sums
-    d_hidden = d_hidden.reshape(-1, shape[-1])[: math.prod(shape[:-1])].reshape(shape)
+    d_hidden = d_hidden.reshape(shape)
     if head.sharded:
         d_hidden = jax.lax.psum(d_hidden, "tensor")
         d_kernel, d_bias = sum_over_rows(head, d_kernel, 1 if head.transposed else 0), sum_over_rows(head, d_bias, None)

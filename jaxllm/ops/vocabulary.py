@@ -127,17 +127,35 @@ def row_axes(head: Head) -> tuple[str, ...]:
     return tuple(name for logical in head.axes[:2] if logical for name in rules.mesh_axes(logical))
 
 
-def skipping(head: Head, f, weights: jax.Array):
-    """`f` of (sums, chunk) as a function of (sums, (number, chunk)) that leaves a chunk out where it is past the last weight that is not 0.
-
-    All devices leave out the same chunks, as `f` may sum over some of them; the fullest has to be waited for anyhow.
+def over_chunks(head: Head, f, sums, rows: tuple[jax.Array, ...], asked: jax.Array | None):
+    """`f` of (sums, chunk of every row) -> (sums, what is found of the chunk's tokens), chunk after chunk.
 
     Args:
       head: what is static.
-      f: returns sums and what is found of the chunk.
-      weights: [tokens] of this device; in the chunks, those that are not 0 come first.
+      f: see above.
+      sums: to begin with.
+      rows: [B, T, ...] of this device.
+      asked: bool [B, T], or None: all. Tokens of which nobody asks are put last, and a chunk that holds nothing else is left out: what is
+        found there is 0. All devices leave out the same chunks, as `f` may sum over some of them; the fullest has to be waited for anyhow.
+
+    Returns:
+      The sums, and what was found, [B * T, ...].
     """
-    count = jnp.sum(weights != 0, dtype=jnp.int32)
+    tokens = rows[0].shape[0] * rows[0].shape[1]
+    flat, order = tuple(x.reshape(tokens, *x.shape[2:]) for x in rows), None
+    if asked is None:
+        sums, found = fold(f, sums, tuple(cut(head, x) for x in flat))
+    else:
+        order = jnp.argsort(~asked.reshape(tokens), stable=True)
+        chunks = tuple(cut(head, x[order]) for x in flat)
+        sums, found = fold(_skipping(head, f, asked), sums, (jnp.arange(len(chunks[0])), chunks))
+    whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:tokens], found)
+    return sums, whole if order is None else jax.tree.map(lambda x: x[jnp.argsort(order)], whole)
+
+
+def _skipping(head: Head, f, asked: jax.Array):
+    """`f` of (sums, chunk) as a function of (sums, (number, chunk)) that leaves out chunks past the last token that is asked of."""
+    count = jnp.sum(asked, dtype=jnp.int32)
     if head.sharded and (names := row_axes(head)):
         count = jax.lax.pmax(count, names)
 
@@ -154,13 +172,6 @@ def cut(head: Head, x: jax.Array) -> jax.Array:
     """[tokens, ...] -> [chunks, chunk, ...], padded with zeros: a zero cotangent trains nothing."""
     x = jnp.pad(x, [(0, -x.shape[0] % head.chunk)] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(-1, head.chunk, *x.shape[1:])
-
-
-def each(f, chunks):
-    """`f` of every chunk, without a loop where there is one."""
-    if chunks[0].shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], f(tuple(x[0] for x in chunks)))
-    return jax.lax.map(f, chunks)
 
 
 def fold(f, carry, chunks):

@@ -11,7 +11,7 @@ from jaxllm.losses.terms import trained
 from jaxllm.losses.value import explained_variance
 from jaxllm.rollouts import advantages as estimators
 from jaxllm.rollouts.methods import Method
-from jaxllm.rollouts.shaping import missing_end, token_rewards
+from jaxllm.rollouts.shaping import token_rewards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,6 @@ class Shape:
       discount: of rewards a token later.
       decay: lambda of GAE.
       estimator: of the KL in the reward.
-      missing_end: the score of completions that were cut off ("set"), or what is taken off theirs ("subtract"); None: nothing.
-      missing_end_how: "set" or "subtract".
       mask_truncated: whether completions that were cut off train nothing.
       whiten_rewards: whether token rewards are divided by their deviation, their mean left where it is (Ziegler et al.).
       normalise_returns: whether they are divided by the deviation of the returns that the run has seen.
@@ -32,8 +30,6 @@ class Shape:
     discount: float = 1.0
     decay: float = 0.95
     estimator: str = "k1"
-    missing_end: float | None = None
-    missing_end_how: str = "set"
     mask_truncated: bool = False
     whiten_rewards: bool = False
     normalise_returns: bool = False
@@ -57,8 +53,6 @@ def credit(method: Method, shape: Shape, rollout: dict[str, jax.Array]) -> dict[
     scores, groups, ended = rollout["scores"], rollout["groups"], rollout["ended"]
     scored = jnp.isfinite(scores) & jnp.isfinite(rollout.get("greedy", scores))
     scores = jnp.where(scored, scores, 0.0)
-    if shape.missing_end is not None:
-        scores = missing_end(scores, ended, value=shape.missing_end, how=shape.missing_end_how)
     mask = (rollout["weights"] != 0) & scored[:, None]
     compared = "reference" in rollout and "log_probs" in rollout
     in_reward = method.kl == "reward" and compared

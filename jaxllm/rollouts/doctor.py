@@ -43,8 +43,10 @@ def all_truncated(seen: Seen) -> tuple[str, np.ndarray] | None:
     """No completion ended by itself."""
     if not seen.column("truncated").all():
         return None
+    at_call = int((seen.column("completion_tokens") < seen.longest).sum())  # tools: a call in the last turn
+    turns = f" ({at_call} of them before, at a call in the last of rollout.max_turns)" if at_call else ""
     return (
-        f"every completion was cut off at {seen.longest} tokens, so none ends where its writer would end it."
+        f"every completion was cut off at {seen.longest} tokens{turns}, so none ends where its writer would end it."
         " Raise rollout.max_new_tokens, or begin with a model that writes its end token.",
         np.arange(len(seen.made.samples.answers)),
     )

@@ -126,12 +126,14 @@ class Making:
             return self._judged(weights, prompts - len(places), places, attempt, step, carry.rewards, clock)
 
         (samples, rewarded), thrown = resample(draw(np.arange(plan.num_prompts), 0), draw, plan.tries)
-        rewarded = rewarded._replace(total=self.rewards.join(rewarded.parts, samples.groups, carry.rewards))  # one scale for all of it
+        ended = np.array([done.stopped for done in samples.finished])
+        total = self.rewards.join(rewarded.parts, samples.groups, carry.rewards, ended)  # one scale for all of it
+        rewarded = rewarded._replace(total=total)
         rows = rows_of(samples, plan.sequence_length)
         looked = self._looked(weights, {**rows, "row": samples.ids}, number, step)
         clock.spent("score")
         known: dict[str, Any] = {"weights": rows["weights"], "scores": rewarded.total.astype(np.float32), "groups": samples.groups}
-        known |= {"ended": np.array([done.stopped for done in samples.finished]), "coefficient": carry.coefficient, **looked}
+        known |= {"ended": ended, "coefficient": carry.coefficient, **looked}
         known["returns_seen"] = np.array(carry.returns, np.float32)
         if self.greedy:
             known["greedy"] = self._greedy(self.greedy, weights, samples.prompts[:: plan.num_samples], step, carry.rewards, clock)

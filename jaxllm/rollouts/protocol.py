@@ -100,10 +100,16 @@ class Between:
       most: tokens of a result, with these texts.
 
     Raises:
-      ValueError: texts that have more tokens than that.
+      ValueError: texts that have more tokens than that, or a call that would end where it begins.
     """
 
     def __init__(self, tools: Mapping[str, Tool], endings: Endings, result: tuple[str, str], most: int):
+        for tool in tools.values():
+            if stop := next((stop for stop in endings.stop if stop in tool.open), None):
+                raise ValueError(
+                    f"rollout.tools: a call of {tool.name!r} begins with {tool.open!r}, and {stop!r} ends a completion, so none would ever"
+                    " be whole. Give the tool another 'open', or set rollout.stop."
+                )
         self.tools, self.most, self._endings, self._result = tools, most, endings, result
         shortened([Result(" ")], self._encoded, most)
 
@@ -199,11 +205,17 @@ class Turns:
         return [self._answer(calls, results) for calls, results in zip(turns, asked(self.tools, turns), strict=True)]
 
     def _answer(self, calls: Sequence[Call], results: Sequence[Result]) -> Answered:
-        encode = self._encoder(calls)
-        try:
-            return shortened(results, encode, self.most)
-        except WrongDialogue:  # a text that this tokenizer would read as a special token
-            return shortened([Result("error: the result cannot be shown", ERROR)] * len(results), encode, self.most)
+        """What the model reads: the results, or what is wrong with showing them; a model may write calls without end."""
+        unseen = [Result("error: the result cannot be shown", ERROR)] * len(results)
+        for said in (results, unseen):
+            try:
+                return shortened(said, self._encoder(calls), self.most)
+            except WrongDialogue:  # a text that this tokenizer would read as a special token
+                continue
+            except ValueError:  # headers alone have more tokens
+                break
+        many = Result(f"error: {len(calls)} calls at once are too many", ERROR)
+        return shortened([many], self._encoder([Call("")]), self.most)._replace(results=[many] * len(calls))
 
     def _call(self, text: str) -> Call:
         found = _object(text)

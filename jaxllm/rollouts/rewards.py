@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxllm.losses.terms import check_choice
-from jaxllm.rollouts.options import check_options
+from jaxllm.rollouts.options import check_number, check_options, table_of
 from jaxllm.rollouts.rules import RULES, Bound, Memory, Weighing
 
 UNBOUND = Bound()
+OF_ALL = ("weight", "at_least", "at_most")  # numbers that components of all kinds may have
 
 
 class Spoken(NamedTuple):
@@ -87,12 +88,21 @@ class Rewards:
       components: at least one, of different names.
       rule: of `RULES`.
       multiplier, rate: see `rules.Weighing`.
+      no_end: what becomes of the rewards of completions that never ended: (rewards, ended) -> rewards; None: nothing.
 
     Raises:
       ValueError: no component, two of one name, an unknown rule, bounds that nothing keeps.
     """
 
-    def __init__(self, components: Sequence[Component], rule: str = "sum", *, multiplier: float = 1.0, rate: float = 0.1):
+    def __init__(
+        self,
+        components: Sequence[Component],
+        rule: str = "sum",
+        *,
+        multiplier: float = 1.0,
+        rate: float = 0.1,
+        no_end: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    ):
         check_choice("rl.reward_rule", rule, RULES)
         names = [component.name for component in components]
         if not any(component.weight for component in components):
@@ -106,6 +116,7 @@ class Rewards:
         self.components, self.names = list(components), names
         self.everywhere = any(component.everywhere for component in components)
         weights = {component.name: component.weight for component in components if component.weight}
+        self._no_end = no_end
         self._rule, self.weighing = RULES[rule], Weighing(weights, bounds, multiplier, rate)
 
     def __call__(self, answers: Sequence[Answer], groups: np.ndarray, memory: Memory | None = None) -> Rewarded:
@@ -121,14 +132,24 @@ class Rewards:
         """
         problems = list[str]()
         parts = {component.name: ask(component, answers, problems.append) for component in self.components}
-        return Rewarded(self.join(parts, groups, memory or {}), parts, problems)
+        total = self.join(parts, groups, memory or {}, np.array([answer.ended for answer in answers], bool))
+        if wrong := int((np.isnan(total) & self._whole(parts)).sum()):
+            problems.append(
+                f"The rule of rl.rewards has no value for {wrong} of {len(answers)} completions whose parts are all there, which train"
+                " nothing: a part below 0 has no power of its weight, and 0 none below 0."
+            )
+        return Rewarded(total, parts, problems)
 
-    def join(self, parts: Mapping[str, np.ndarray], groups: np.ndarray, memory: Memory) -> np.ndarray:
-        """The reward, float64 [R]; NaN where a part that counts is missing."""
-        total = self._rule.join(parts, self.weighing, groups, memory)
-        counts = [*self.weighing.weights, *self.weighing.bounds]
-        lost = np.any([~np.isfinite(parts[name]) for name in counts], axis=0) | ~np.isfinite(total)
-        return np.where(lost, np.nan, total)
+    def join(self, parts: Mapping[str, np.ndarray], groups: np.ndarray, memory: Memory, ended: np.ndarray) -> np.ndarray:
+        """The reward, float64 [R]; NaN where a part that counts is missing, or the rule has no value. `ended`, bool [R]: by itself."""
+        with np.errstate(all="ignore"):
+            total = self._rule.join(parts, self.weighing, groups, memory)
+        total = np.where(self._whole(parts) & np.isfinite(total), total, np.nan)
+        return total if self._no_end is None else np.where(np.isnan(total), np.nan, self._no_end(total, ended))
+
+    def _whole(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Where no part that counts is missing, bool [R]."""
+        return np.all([np.isfinite(parts[name]) for name in (*self.weighing.weights, *self.weighing.bounds)], axis=0)
 
     def learnt(self, memory: Memory, parts: Mapping[str, np.ndarray]) -> Memory:
         """The rule's memory after a rollout."""
@@ -181,26 +202,50 @@ def _number(name: str, value: Any) -> float:
 Maker = Callable[..., Score]
 
 
-def make(entries: Sequence[Any], makers: Mapping[str, Maker], everywhere: Sequence[str] = ()) -> list[Component]:
-    """Components from a config.
+class Named(NamedTuple):
+    """A component as a config names it: its kind, the options of the kind, and what `Component` says of it."""
+
+    kind: str
+    options: dict[str, Any]
+    name: str
+    weight: float
+    bound: Bound
+
+
+def named(entries: Sequence[Any], makers: Mapping[str, Maker]) -> list[Named]:
+    """The components of a config, of which nothing is made yet.
 
     Args:
       entries: each a kind, or {kind, name, weight (or at_least, at_most)} and the options of the kind.
       makers: kind -> a function of its options.
-      everywhere: kinds that all processes have to ask together.
 
     Raises:
-      ValueError: an unknown kind or option, or an option missing.
+      ValueError: an unknown kind or option, an option missing, or one that is no number where it should be.
     """
     found = []
     for entry in entries:
-        options: dict[str, Any] = {"kind": entry} if isinstance(entry, str) else dict(entry)
-        kind = options.pop("kind", None)
+        options = table_of(entry, "rl.rewards")
+        kind = options.pop("kind")
         check_choice("kind of reward", kind, makers)
-        name, bound = str(options.pop("name", kind)), Bound(options.pop("at_least", None), options.pop("at_most", None))
-        if bound != UNBOUND and (None not in bound or "weight" in options):
+        name = str(options.pop("name", kind))
+        numbers = {key: check_number(f"Reward {name!r}: {key}", options.pop(key)) for key in OF_ALL if key in options}
+        bound = Bound(numbers.get("at_least"), numbers.get("at_most"))
+        if bound != UNBOUND and len(numbers) > 1:
             raise ValueError(f"Reward {name!r} has a bound, so it has no weight and no second bound. Give one of at_least, at_most.")
-        weight = float(options.pop("weight", 1.0 if bound == UNBOUND else 0.0))
-        check_options(f"Reward {name!r} of kind {kind!r}", makers[kind], options, ("name", "weight", "at_least", "at_most"))
-        found.append(Component(name, makers[kind](**options), weight, kind in everywhere, bound))
+        check_options(f"Reward {name!r} of kind {kind!r}", makers[kind], options, ("name", *OF_ALL))
+        found.append(Named(kind, options, name, numbers.get("weight", 1.0 if bound == UNBOUND else 0.0), bound))
     return found
+
+
+def make(entries: Sequence[Named], makers: Mapping[str, Maker], everywhere: Sequence[str] = ()) -> list[Component]:
+    """Components that score.
+
+    Args:
+      entries: from `named`.
+      makers: kind -> a function of its options.
+      everywhere: kinds that all processes have to ask together.
+
+    Raises:
+      ValueError: an option that a kind cannot use.
+    """
+    return [Component(one.name, makers[one.kind](**one.options), one.weight, one.kind in everywhere, one.bound) for one in entries]

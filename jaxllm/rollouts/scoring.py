@@ -23,16 +23,19 @@ def forward(model: Model, params: Any, batch: Mapping[str, jax.Array]) -> jax.Ar
     return model.apply(params, batch["tokens"], segments=batch["segments"], positions=batch["positions"])
 
 
-def token_log_probs(model: Model, params: Any, hidden: jax.Array, targets: jax.Array, temperature: float = 1.0) -> jax.Array:
+def token_log_probs(
+    model: Model, params: Any, hidden: jax.Array, targets: jax.Array, weights: jax.Array, temperature: float = 1.0
+) -> jax.Array:
     """Log-probabilities float32 [B, T] of the targets under the distribution that is sampled: the logits divided by the temperature.
+    0 where the weight is 0: of prompts and padding nobody asks.
 
     One function for the sampled, the old, the new and the reference's, so that no two of them can differ in it.
     """
     if temperature == 1.0:
-        return model.log_probs(params, hidden, targets).log_probs
+        return model.log_probs(params, hidden, targets, weights).log_probs
     cap = model.config.logit_softcap  # cap * tanh(x / cap) / t = (cap / t) * tanh((x / t) / (cap / t))
     cooled = dataclasses.replace(model, config=model.config.replace(logit_softcap=None if cap is None else cap / temperature))
-    return cooled.log_probs(params, hidden / jnp.asarray(temperature, hidden.dtype), targets).log_probs
+    return cooled.log_probs(params, hidden / jnp.asarray(temperature, hidden.dtype), targets, weights).log_probs
 
 
 def token_entropies(model: Model, params: Any, hidden: jax.Array, temperature: float = 1.0) -> jax.Array:
@@ -53,7 +56,7 @@ class Scorer:
       model: as it trains.
       temperature: at which tokens are sampled.
       place: onto the mesh.
-      rows: how many at a time; it divides a rollout.
+      rows: how many at a time; where a rollout does not divide, its first rows fill the last part.
       critic: what the policy's parameters say of its own chances; None: nothing.
     """
 
@@ -87,10 +90,10 @@ class Scorer:
         count, found = len(rows["tokens"]), []
         ids = rows.get("row", np.arange(count, dtype=np.int32))
         for start in range(0, count, self.rows):
-            part = {name: rows[name][start : start + self.rows] for name in (*SCORED, "weights")}
-            part["row"] = ids[start : start + self.rows]
-            found.append(function(self._place(part)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
+            which = np.arange(start, start + self.rows) % count
+            part = {name: rows[name][which] for name in (*SCORED, "weights")}
+            found.append(function(self._place({**part, "row": ids[which]})))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(found))
 
 
 def _whole(x: jax.Array) -> jax.Array:
@@ -103,7 +106,7 @@ def looked(
 ) -> dict[str, jax.Array]:
     """What `Scorer.look` runs for rows that are on the mesh."""
     hidden = forward(model, params, batch)
-    found = {"log_probs": token_log_probs(model, params, hidden, batch["targets"], temperature)}
+    found = {"log_probs": token_log_probs(model, params, hidden, batch["targets"], batch["weights"], temperature)}
     if critic is not None:
         found["values"] = critic(params, batch, hidden)
     return {name: jnp.where(batch["weights"] != 0, values, 0.0) for name, values in found.items()}

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllm.losses.kl import kl_estimate
 from jaxllm.losses.terms import check_choice, trained
@@ -9,7 +10,7 @@ from jaxllm.losses.terms import check_choice, trained
 MISSING_END = ("set", "subtract")
 
 
-def missing_end(scores: jax.Array, ended: jax.Array, *, value: float, how: str = "set") -> jax.Array:
+def missing_end(scores: np.ndarray, ended: np.ndarray, *, value: float, how: str = "set") -> np.ndarray:
     """Scores of completions that never ended, which a reward model has not learned to judge.
 
     Args:
@@ -19,14 +20,14 @@ def missing_end(scores: jax.Array, ended: jax.Array, *, value: float, how: str =
       how: "set" or "subtract".
 
     Returns:
-      float32 [B].
+      float64 [B].
 
     Raises:
       ValueError: another word for `how`.
     """
     check_choice("treatment of missing ends", how, MISSING_END)
-    scores = jnp.asarray(scores, jnp.float32)
-    return jnp.where(ended, scores, value if how == "set" else scores - value)
+    scores = np.asarray(scores, np.float64)
+    return np.where(ended, scores, value if how == "set" else scores - value)
 
 
 def length_penalty(lengths: jax.Array, *, cost: float, free: int = 0) -> jax.Array:

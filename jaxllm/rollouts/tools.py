@@ -9,7 +9,7 @@ from jaxllm.parallel import hosts
 from jaxllm.rollouts.bm25 import BM25
 from jaxllm.rollouts.calculator import CannotSay, calculate
 from jaxllm.rollouts.components import load_function
-from jaxllm.rollouts.options import check_options
+from jaxllm.rollouts.options import check_options, table_of
 from jaxllm.tasks.sandbox import Limits, Program, Sandbox, Verdict
 
 MODEL = "model"  # who speaks, beside tools
@@ -196,31 +196,59 @@ KINDS: dict[str, Callable[..., tuple[str, str, Run]]] = {
 }
 
 
+class Named(NamedTuple):
+    """A tool as a config names it: its kind, the options of the kind, and what `Tool` says of it."""
+
+    kind: str
+    options: dict[str, Any]
+    name: str
+    open: str
+    close: str
+
+
+def named(entries: Sequence[Any], searches: bool) -> list[Named]:
+    """The tools of a config, of which nothing is made yet.
+
+    Args:
+      entries: each a kind, or {kind, name, open, close} and the options of the kind.
+      searches: whether there is a corpus.
+
+    Raises:
+      ValueError: an unknown kind or option, two tools of one name or with one beginning, search without a corpus or a corpus without it.
+    """
+    found: list[Named] = []
+    for entry in entries:
+        options = table_of(entry, "rollout.tools")
+        kind = options.pop("kind")
+        check_choice("kind of tool", kind, KINDS)
+        name = str(options.pop("name", kind))
+        texts = str(options.pop("open", f"<{name}>")), str(options.pop("close", f"</{name}>"))
+        check_options(f"Tool {name!r} of kind {kind!r}", KINDS[kind], options, ("name", "open", "close"), given=("corpus",))
+        if kind == "search" and not searches:
+            raise ValueError("rollout.tools has search, and rollout.corpus is empty. Give its files: rollout.corpus=[docs.jsonl].")
+        if name in (MODEL, *(tool.name for tool in found)) or not all(texts) or texts[0] in {tool.open for tool in found}:
+            raise ValueError(
+                f"rollout.tools: {name!r} with calls between {texts[0]!r} and {texts[1]!r}. Give every tool its own name and texts."
+            )
+        found.append(Named(kind, options, name, *texts))
+    if searches and not any(tool.kind == "search" for tool in found):
+        raise ValueError("rollout.corpus is read by the tool search, which rollout.tools has not. Add it, or leave the corpus out.")
+    return found
+
+
 def make(entries: Sequence[Any], corpus: Sequence[str] | None = None) -> dict[str, Tool]:
     """Tools by name.
 
     Args:
-      entries: each a kind, or {kind, name, open, close} and the options of the kind.
+      entries: see `named`.
       corpus: what `search` looks in.
 
     Raises:
-      ValueError: an unknown kind or option, two tools of one name or with one beginning, or search without a corpus.
+      ValueError: see `named`; or an option that a kind cannot use.
     """
-    found: dict[str, Tool] = {}
-    for entry in entries:
-        options = {"kind": entry} if isinstance(entry, str) else dict(entry)
-        kind = options.pop("kind", None)
-        check_choice("kind of tool", kind, KINDS)
-        name = str(options.pop("name", kind))
-        texts = str(options.pop("open", f"<{name}>")), str(options.pop("close", f"</{name}>"))
-        if kind == "search":
-            if corpus is None:
-                raise ValueError("rollout.tools has search, and rollout.corpus is empty. Give its files: rollout.corpus=[docs.jsonl].")
-            options["corpus"] = corpus
-        check_options(f"Tool {name!r} of kind {kind!r}", KINDS[kind], options, ("name", "open", "close"), given=("corpus",))
-        if name in (*found, MODEL) or not all(texts) or texts[0] in {tool.open for tool in found.values()}:
-            raise ValueError(
-                f"rollout.tools: {name!r} with calls between {texts[0]!r} and {texts[1]!r}. Give every tool its own name and texts."
-            )
-        found[name] = Tool(name, *KINDS[kind](**options), *texts)
-    return found
+
+    def made(tool: Named) -> Tool:
+        options = {**tool.options, "corpus": corpus} if tool.kind == "search" else tool.options
+        return Tool(tool.name, *KINDS[tool.kind](**options), tool.open, tool.close)
+
+    return {tool.name: made(tool) for tool in named(entries, corpus is not None)}

@@ -87,6 +87,11 @@ class TurnTexts(Texts):
         assert isinstance(made, Engine), made
         return _Listened(made, self.talk, self.max_turns, self.reserved, self.said)
 
+    def mean(self, done: Any) -> float:
+        """See `Texts.mean`; a tool's tokens are not the model's."""
+        own = [log_prob for log_prob, its in zip(done.log_probs, done.own, strict=True) if its]
+        return float(np.mean(own)) if own else 0.0
+
     def text(self, tokens: Sequence[int], id: int) -> str:
         """See `Texts.text`."""
         return self.said.pop(id)

@@ -224,11 +224,14 @@ class Texts:
         at = 0
         for done in self.engine.run(params, requests, key, look or (self.ends if self.stop else None)):
             p, s = divmod(done.id, MANY)
-            mean = float(np.mean(done.log_probs)) if done.log_probs else 0.0
-            early[done.id] = Sample(said[p], s, self.text(done.tokens, done.id), done.tokens, mean, done.stopped)
+            early[done.id] = Sample(said[p], s, self.text(done.tokens, done.id), done.tokens, self.mean(done), done.stopped)
             while at < len(order) and order[at] in early:
                 yield early.pop(order[at])
                 at += 1
+
+    def mean(self, done: Any) -> float:
+        """Nats per token of what the model wrote."""
+        return float(np.mean(done.log_probs)) if done.log_probs else 0.0
 
     def text(self, tokens: Sequence[int], id: int) -> str:
         """What the tokens of a row say after its prompt, without a stop token or a stop string at the end."""

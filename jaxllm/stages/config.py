@@ -57,12 +57,16 @@ SIZES = (
     *(f"rollout.{name}" for name in ("slots", "check_every", "log_samples", "shots")),
     *(f"rl.{name}" for name in ("kl_coefficient", "ptx_coefficient", "ptx_rows", "entropy_coefficient")),
     *(f"rl.{name}" for name in ("importance_cap", "value_clip", "value_coefficient")),
+    *(f"rl.{name}" for name in ("critic_learning_rate", "multiplier", "multiplier_rate")),
     *(f"optimizer.{name}" for name in ("clip_norm", "learning_rate", "eps", "weight_decay", "spike_sigma")),
 )
 SHARES = ("schedule.decay", "optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema_decay", "data.eval_fraction")
+POSITIVE = ("rl.kl_target", "rl.kl_horizon", "rl.constant", "rollout.temperature")
 RANGES: dict[str, tuple[float, float, str]] = {  # at least, less than, in words
     **dict.fromkeys(COUNTS, (1.0, math.inf, "1 or more")),
     **dict.fromkeys(SIZES, (0.0, math.inf, "0 or more")),
+    **dict.fromkeys(POSITIVE, (math.ulp(0), math.inf, "above 0")),
+    **dict.fromkeys(("rl.discount", "rl.decay"), (0.0, math.nextafter(1, 2), "from 0 to 1")),
     **dict.fromkeys(SHARES, (0.0, 1.0, "at least 0 and less than 1")),
     "seed": (0, 1 << 32, "at least 0 and less than 2**32"),  # of a larger one jax.random.key takes the lower 32 bits alone
 }

@@ -85,7 +85,7 @@ def values_of(config: ConfigDict, model: Model) -> Values | None:
 def paced(config: ConfigDict) -> Callable[[Any], Any]:
     """What becomes of the optimizer: the critic has its own rate, and begins alone."""
     section, rate = config.rl, config.optimizer.learning_rate
-    factor = 1.0 if section.critic_learning_rate is None else section.critic_learning_rate / rate
+    factor = 1.0 if section.critic_learning_rate is None else section.critic_learning_rate / (rate or 1.0)  # `check` refuses none
     if factor == 1.0 and not section.critic_warmup:
         return lambda optimizer: optimizer
     return lambda optimizer: apart(optimizer, f"^{heads.NAME}/", factor=factor, alone=section.critic_warmup)
@@ -109,6 +109,8 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"rl.{said[0]}={section[said[0]]!r}, and rl.method={section.method!r} has no critic. Choose ppo, or leave it out.")
     if section.critic == "own" and section.value_detached:
         raise ValueError("rl.value_detached=True is of a critic on the policy's trunk, and rl.critic='own' has another. Leave it out.")
+    if section.critic_learning_rate is not None and not config.optimizer.learning_rate:
+        raise ValueError(f"rl.critic_learning_rate={section.critic_learning_rate} stands beside optimizer.learning_rate=0. Freeze instead.")
     if section.critic_warmup < 0:
         raise ValueError(f"rl.critic_warmup={section.critic_warmup} is not a number of steps. Give 0 or more.")
     if not section.critic_init_from:

@@ -28,7 +28,7 @@ from jaxllm.stages.prepare import locked
 from jaxllm.tasks.catalog import open_task
 from jaxllm.tasks.task import Generation
 
-VERSION = 1  # raise it whenever the same files would give other groups
+VERSION = 2  # raise it whenever the same files would give other groups
 TOGETHER = 256  # records encoded at a time
 TRIED = 16  # answers of later rows that a task is asked about
 

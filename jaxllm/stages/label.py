@@ -13,8 +13,8 @@ from jaxllm.losses.terms import check_choice
 from jaxllm.parallel import hosts
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.rollouts.making import judged
-from jaxllm.rollouts.rollout import Prompt, Sampler, Samples
-from jaxllm.stages import origin, scores, setup, tasks, workdir
+from jaxllm.rollouts.rollout import MOST_SLOTS, Prompt, Sampler, Samples
+from jaxllm.stages import opened, origin, rewarded, scores, setup, tasks, workdir
 from jaxllm.stages.config import load
 from jaxllm.stages.prompted import PromptData, open_prompts
 from jaxllm.stages.rewarded import rewards_of
@@ -36,9 +36,9 @@ def main(args: Namespace, overrides: Sequence[str]) -> int:
     with jax.set_mesh(mesh), hold(args.workdir):
         for line in workdir.enter("label", config, args.workdir):
             hosts.say(line)
-        data = open_prompts(config)
+        data, known = open_prompts(config), sources(config, args.workdir)
         if hosts.is_first():
-            known = {"tokenizer": data.tokenizer.fingerprint, "train_data": data.train_content, "vocab_size": data.tokenizer.vocab_size}
+            known |= {"tokenizer": data.tokenizer.fingerprint, "train_data": data.train_content, "vocab_size": data.tokenizer.vocab_size}
             data.check(config, args.workdir)
             workdir.record("label", config, args.workdir, known)
             workdir.keep_tokenizer(data.tokenizer, args.workdir)
@@ -66,12 +66,27 @@ def check(config: ConfigDict, file: str) -> str:
     check_choice("label.form", form, FORMS)
     if (form == "verdicts") != bool(config.label.rule):
         raise ValueError(f"label.form={form!r} and label.rule={config.label.rule!r}: verdicts need a rule, and nothing else does.")
+    rewarded.check(config)
     check_choice("rl.reward_rule", config.rl.reward_rule, STEADY)
     if config.rollout.tools:
         raise ValueError(f"rollout.tools={list(config.rollout.tools)}, and labelled answers are written without tools. Set it to [].")
     if not config.rollout.temperature > 0:
         raise ValueError(f"rollout.temperature={config.rollout.temperature} gives the same answer each time. Give a number above 0.")
     return form
+
+
+def sources(config: ConfigDict, folder: str) -> dict[str, Any]:
+    """What tells the weights that answer and those that judge from any others.
+
+    Raises:
+      ValueError: those of an earlier run in this folder were others: its labels would be of two models.
+    """
+    found = {"answered_by": opened.identity(config.init_from), "judged_by": rewarded.models_in(config)}
+    before = workdir.read(folder) if (epath.Path(folder) / workdir.NAME).exists() else {}
+    for name, what in (("answered_by", f"init_from={config.init_from!r}"), ("judged_by", "the reward models of rl.rewards")):
+        if before.get(name, found[name]) != found[name]:
+            raise ValueError(f"{folder} was begun with other weights of {what}. Bring them back, or choose another --workdir.")
+    return found
 
 
 def write(config: ConfigDict, mesh: Any, data: PromptData, file: JsonLines, form: str) -> str:
@@ -85,7 +100,8 @@ def write(config: ConfigDict, mesh: Any, data: PromptData, file: JsonLines, form
     if tokenizer.fingerprint != data.tokenizer.fingerprint:
         raise ValueError(f"data.tokenizer is another than that of init_from={config.init_from!r}. Leave it out.")
     size = {"sequence_length": config.sequence_length, "max_new_tokens": asked.max_new_tokens, "seed": config.seed}
-    sampler = Sampler(model, data.endings, temperature=section.temperature, slots=section.slots, **size)
+    slots = section.slots or min(section.prompts * section.samples_per_prompt, MOST_SLOTS)  # where the first prompts are the last few, too
+    sampler = Sampler(model, data.endings, temperature=section.temperature, slots=slots, **size)
     rewards, done = rewards_of(config, asked, mesh), max([record["step"] for record in file.read()], default=0)
     file.rewind(done - 1)
     with scores.bar("prompts", len(data.prompts), done * section.prompts) as tell:

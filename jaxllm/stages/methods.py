@@ -9,11 +9,13 @@ from ml_collections import ConfigDict
 from jaxllm.losses.kl import ESTIMATORS
 from jaxllm.losses.policy import DENOMINATORS, LEVELS, SURROGATES
 from jaxllm.losses.terms import check_choice
-from jaxllm.rollouts.advantages import group_relative
+from jaxllm.rollouts.advantages import SCALES, group_relative
 from jaxllm.rollouts.credit import Shape
 from jaxllm.rollouts.methods import METHODS, Method
+from jaxllm.rollouts.options import check_number
 from jaxllm.rollouts.rules import RULES
 from jaxllm.rollouts.shaping import MISSING_END
+from jaxllm.stages.rl_keys import RL
 
 KL_PLACES = ("reward", "loss", "none")
 CONTROLLERS = ("fixed", "adaptive")
@@ -72,6 +74,11 @@ def updates(config: ConfigDict) -> int:
             f"rollout.prompts={section.prompts} x rollout.samples_per_prompt={section.samples_per_prompt} = {rows} completions do not"
             f" divide into batches of batch_size={config.batch_size}{f' with {fresh} new ones each' if replayed(config) else ''}. Choose a"
             f" number that divides {rows}."
+        )
+    if replayed(config) > rows:
+        raise ValueError(
+            f"rollout.replay_share={section.replay_share} of batch_size={config.batch_size} draws {replayed(config)} completions, none of"
+            f" them twice, and a rollout has {rows}. Give a smaller share, or larger rollouts."
         )
     return rows * section.epochs // fresh
 
@@ -154,8 +161,28 @@ def estimator_of(config: ConfigDict) -> str:
 def shape_of(config: ConfigDict) -> Shape:
     """What is done to rewards."""
     section = config.rl
-    names = ("discount", "decay", "missing_end", "missing_end_how", "mask_truncated", "whiten_rewards", "normalise_returns")
+    names = ("discount", "decay", "mask_truncated", "whiten_rewards", "normalise_returns")
     return Shape(estimator=estimator_of(config), **{name: section[name] for name in names})
+
+
+def unread(config: ConfigDict) -> dict[str, str]:
+    """Keys of `rl` that this config does not read -> what would read them."""
+    section, method = config.rl, method_of(config)
+    steps = method.advantages in (NEEDS_CRITIC, "to_go")
+    read = {
+        "kl_estimator": (compares(config), "rl.kl_coefficient"),
+        "kl_controller": (compares(config), "rl.kl_coefficient"),
+        "kl_corrected": (place_of_kl(config) == "loss", "a KL in the loss (rl.kl=loss, rl.kl_coefficient)"),
+        "constant": (method.over == "constant", "rl.over=constant"),
+        "level": (method.surrogate != "reinforce", "a method with a ratio"),
+        "discount": (steps, "ppo, reinforce or reinforce_plus_plus"),
+        "decay": (has_critic(config), "ppo"),
+        "value_detached": (has_critic(config), "ppo"),
+        "missing_end_how": (section.missing_end is not None, "rl.missing_end"),
+        "multiplier": (section.reward_rule == "constraint", "rl.reward_rule=constraint"),
+        "multiplier_rate": (section.reward_rule == "constraint", "rl.reward_rule=constraint"),
+    }
+    return {name: reader for name, (is_read, reader) in read.items() if not is_read}
 
 
 def check(config: ConfigDict) -> None:
@@ -165,10 +192,20 @@ def check(config: ConfigDict) -> None:
       ValueError: names the key.
     """
     section = config.rl
+    if section.missing_end is not None:
+        check_number("rl.missing_end", section.missing_end)
+    for name in ("options", "scale"):
+        for option, value in section[name].items():
+            if option != "scale" and not check_number(f"rl.{name}.{option}", value) >= 0:
+                raise ValueError(f"rl.{name}.{option}={value} must be 0 or more.")
+    if section.options.get("dual") is not None and not section.options.dual > 1:
+        raise ValueError(f"rl.options.dual={section.options.dual} bounds a ratio above 1. Give 3, say, or leave it out.")
     check_choice("rl.kl_estimator", estimator_of(config), ESTIMATORS)
     check_choice("rl.kl_controller", section.kl_controller, CONTROLLERS)
     check_choice("rl.missing_end_how", section.missing_end_how, MISSING_END)
     check_choice("rl.reward_rule", section.reward_rule, RULES)
+    if "scale" in section.scale:
+        check_choice("rl.scale.scale", section.scale.scale, SCALES)
     method = method_of(config)
     tries(config)
     if section.kl_coefficient and method.kl == "none":
@@ -193,3 +230,6 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"rl.normalise_returns=True and rl.method={section.method!r} has no returns of tokens. Choose ppo or reinforce.")
     if section.normalise_returns and section.whiten_rewards:
         raise ValueError("rl.normalise_returns=True and rl.whiten_rewards=True divide the same rewards. Choose one.")
+    for name, reader in unread(config).items():
+        if section[name] != RL[f"rl.{name}"].default:
+            raise ValueError(f"rl.{name}={section[name]!r} is not read here: it is for {reader}. Leave it out, or choose that.")

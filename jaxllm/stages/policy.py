@@ -14,7 +14,7 @@ from jaxllm.losses.terms import Report, Term, trained
 from jaxllm.losses.value import value_loss, value_totals
 from jaxllm.models.model import Model
 from jaxllm.rollouts.scoring import forward, token_entropies, token_log_probs
-from jaxllm.stages import critics, methods
+from jaxllm.stages import critics, methods, rewarded, tools
 from jaxllm.stages.critics import values_of
 from jaxllm.stages.methods import estimator_of, method_of, place_of_kl
 from jaxllm.stages.prompted import asked_of
@@ -45,6 +45,8 @@ def check(config: ConfigDict) -> None:
     """Refuses what cannot be trained, before anything is opened (ValueError)."""
     methods.check(config)
     critics.check(config)
+    tools.check(config)
+    rewarded.check(config)
 
 
 def objective(config: ConfigDict, model: Model) -> Objective:
@@ -59,7 +61,7 @@ def objective(config: ConfigDict, model: Model) -> Objective:
 
     def loss(params, frozen, batch, rng):
         hidden = forward(model, params, batch)
-        log_probs = token_log_probs(model, params, hidden, batch["targets"], temperature)
+        log_probs = token_log_probs(model, params, hidden, batch["targets"], batch["weights"], temperature)
         rows, terms, report = Rows(batch, params, hidden, log_probs, weighted(batch)[0]), dict[str, Term](), dict[str, jax.Array]()
         for summand in summands:
             more, said = summand(rows)

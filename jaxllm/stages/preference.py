@@ -96,8 +96,8 @@ def beside(config: ConfigDict, model: Model) -> Beside:
 def log_probs(model: Model, params: Any, batch: Mapping[str, jax.Array], slots: int, rng: Any = None) -> jax.Array:
     """Float32 [B, S]: the log-probability of the answer in each segment, the sum over its tokens."""
     hidden = setup.forward(model, params, batch, rng=rng if setup.has_dropout(model) else None)
-    found = model.log_probs(params, hidden, batch["targets"]).log_probs
-    return sums_of_segments(jnp.where(batch["weights"] > 0, found, 0.0), batch["segments"], slots)
+    found = model.log_probs(params, hidden, batch["targets"], batch["weights"]).log_probs
+    return sums_of_segments(found, batch["segments"], slots)
 
 
 def reference_log_probs(model: Model, frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], slots: int) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxllm.data.chat import EOS, Dialogue, Message, Template, encode_prompt
+from jaxllm.data.chat import EOS, Dialogue, Message, Template, WrongDialogue, encode_prompt
 from jaxllm.data.tokenizer_kinds import Tokenizer
 from jaxllm.data.tokenizers import make_tokenizer
 from jaxllm.evaluation.prompts import Split, split
@@ -168,6 +168,8 @@ def asked_of(config: ConfigDict) -> Asked:
             f"rollout.task={section.task!r} and rollout.file={section.file!r}: give one of them, the name of a task (jaxllm tasks lists"
             " them) or a file of rows {prompt, answer}."
         )
+    if wrong := [text for text in section.stop or () if not isinstance(text, str) or not text]:
+        raise ValueError(f"rollout.stop has {wrong[0]!r}. Give texts that end a completion; an empty one would end it at once.")
     if section.file:
         return _of_file(config)
     name, _, path = section.task.partition("=")
@@ -187,7 +189,9 @@ def _of_file(config: ConfigDict) -> Asked:
         raise ValueError(f"rollout.shots={section.shots} is of tasks. Write the examples into the prompts of {section.file}.")
     for number, row in enumerate(read_rows(section.file), 1):
         if section.chat and isinstance(row.get("messages"), list):
-            rows.append({"prompt": "\n".join(str(message["content"]) for message in row["messages"]), **row})
+            if not row["messages"] or not all(map(_is_turn, row["messages"])):
+                raise ValueError(f"{section.file}, row {number}: 'messages' is not a list of turns {{role, content}}, both texts.")
+            rows.append({"prompt": "\n".join(message["content"] for message in row["messages"]), **row})
             continue
         if not isinstance(row.get("prompt"), str):
             raise ValueError(
@@ -200,13 +204,25 @@ def _of_file(config: ConfigDict) -> Asked:
     return Asked(section.file, rows[: section.limit], lambda row: row["prompt"], None, stop, longest)
 
 
+def _is_turn(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
 def encoded(text: str, row: Row, tokenizer: Tokenizer, template: Template | None, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
     """A prompt as the model gets it: a text's beginning, or a user's turn, in which the template lists the schemas of tools."""
     if template is None:
         return Prompt(text, encode_text(tokenizer, text), row)
+    dialogue = Dialogue(turns_of(row, text), tuple(tools))
+    try:
+        return Prompt(text, encode_prompt(dialogue, template, tokenizer), row)
+    except WrongDialogue as error:
+        raise ValueError(f"The prompt {text[:60]!r} is a dialogue that {error.problem} with chat.template={template.name!r}.") from None
+
+
+def turns_of(row: Row, text: str) -> tuple[Message, ...]:
+    """What is asked in a chat: the row's "messages", or its text as a user's turn."""
     said = row.get("messages") or [{"role": "user", "content": text}]
-    turns = tuple(Message(message["role"], message["content"]) for message in said)
-    return Prompt(text, encode_prompt(Dialogue(turns, tuple(tools)), template, tokenizer), row)
+    return tuple(Message(message["role"], message["content"]) for message in said)
 
 
 def endings_of(asked: Asked, tokenizer: Tokenizer, template: Template | None) -> Endings:

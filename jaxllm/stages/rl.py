@@ -109,6 +109,8 @@ def feed(made: train.Run, folder: str) -> RolloutFeed:
         whole = made.tuned.whole(state.params, frozen)
         return Weights(whole, unrolled(heads.without(whole)), frozen.get("reference", frozen.get("base")))
 
+    if methods.compares(config) and config.peft.init_from:
+        hosts.say(f"rl.kl_coefficient: the KL is from the base with its adapters off, and not from peft.init_from={config.peft.init_from}.")
     seen = watched(config.rl.rewards)
     log = Log(folder, section.log_samples, Doctor(asked.max_new_tokens, hosts.say, seen))
     return RolloutFeed(

@@ -13,7 +13,7 @@ from jaxllm.data.sources import list_files, make_sources
 from jaxllm.evaluation.suite import How, Result, Suite
 from jaxllm.parallel import hosts
 from jaxllm.rollouts.protocol import Between, Talk, Turns
-from jaxllm.rollouts.tools import Tool, make
+from jaxllm.rollouts.tools import Named, Tool, make, named
 from jaxllm.rollouts.turns import TurnTexts
 from jaxllm.sampling.endings import Endings
 from jaxllm.sampling.text import Texts, stop_ids
@@ -26,19 +26,32 @@ def tools_of(config: ConfigDict) -> dict[str, Tool]:
     """The tools by name; none: {}.
 
     Raises:
-      ValueError: see `tools.make`; or a corpus that nobody searches, or turns that leave no call.
+      ValueError: see `check` and `tools.make`; or a corpus that is not there.
+    """
+    check(config)
+    section = config.rollout
+    return make(section.tools, documents(tuple(section.corpus)) if section.corpus else None)
+
+
+def named_in(config: ConfigDict) -> list[Named]:
+    """The tools of a config, of which nothing is made yet (ValueError: see `rollouts.tools.named`)."""
+    return named(config.rollout.tools, bool(config.rollout.corpus))
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses tools that cannot be made, before anything is opened.
+
+    Raises:
+      ValueError: see `tools.named`; or turns that leave no call, or a result that has no texts around it.
     """
     section = config.rollout
     if section.tools and section.max_turns < 2:
         raise ValueError(f"rollout.max_turns={section.max_turns} leaves no turn behind a call. Give 2 or more, or no rollout.tools.")
-    tools = make(section.tools, documents(tuple(section.corpus)) if section.corpus else None)
-    if section.corpus and not any(
-        (dict(entry) if not isinstance(entry, str) else {"kind": entry})["kind"] == "search" for entry in section.tools
-    ):
-        raise ValueError(
-            f"rollout.corpus={list(section.corpus)} is read by the tool search, which rollout.tools has not. Add it, or leave it out."
-        )
-    return tools
+    if len(section.result) != 2 or not all(isinstance(text, str) and text for text in section.result):
+        raise ValueError(f"rollout.result={list(section.result)}: give the two texts around a result, ['<result>', '</result>'] say.")
+    if wrong := [path for path in section.corpus if not isinstance(path, str)]:
+        raise ValueError(f"rollout.corpus has {wrong[0]!r}, which is no path. Give files or folders: [docs.jsonl].")
+    named_in(config)
 
 
 @functools.lru_cache(maxsize=1)
@@ -78,9 +91,7 @@ def talk_of(config: ConfigDict, tools: Mapping[str, Tool], endings: Endings, tem
     if not tools:
         return None
     if template is None:
-        if len(section.result) != 2:
-            raise ValueError(f"rollout.result={list(section.result)}: give the two texts around a result, ['<result>', '</result>'] say.")
-        return Between(tools, endings, (str(section.result[0]), str(section.result[1])), section.max_tool_tokens)
+        return Between(tools, endings, (section.result[0], section.result[1]), section.max_tool_tokens)
     try:
         return Turns(tools, endings, template, section.max_tool_tokens)
     except WrongDialogue as error:

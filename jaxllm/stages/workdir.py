@@ -113,6 +113,18 @@ def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
     places = [(entry, "path") for entry in (*(entry for entries in lists for entry in entries), data["tokenizer"] or {})]
     places += [(data, name) for name in ("prepared", "stage_to", "cache")] + [(config, "init_from"), (config.get("rollout", {}), "file")]
     places.append((config.get("peft", {}), "init_from"))
+    rollout, rl = config.get("rollout", {}), config.get("rl", {})
+    named = [entry for entry in (*rl.get("rewards", ()), *rollout.get("tools", ())) if isinstance(entry, dict)]
+    places += [(rl, "critic_init_from"), *((entry, "path") for entry in named if entry.get("kind") != "function")]
+    for entry in named:
+        file, colon, function = str(entry.get("path", "")).rpartition(":")
+        if entry.get("kind") == "function" and file.endswith(".py"):
+            entry["path"] = absolute(file) + colon + function
+    if rollout.get("corpus"):
+        rollout["corpus"] = [absolute(one) if isinstance(one, str) else one for one in rollout["corpus"]]
+    if "=" in (rollout.get("task") or ""):
+        task, equals, file = rollout["task"].partition("=")
+        rollout["task"] = task + equals + absolute(file)
     for table, key in places:
         if table.get(key):
             task, equals, path = table[key].partition("=") if table[key].startswith("task:") else ("", "", table[key])

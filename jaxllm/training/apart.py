@@ -12,7 +12,8 @@ from jaxllm.training.optimizers import Optimizer
 def apart(optimizer: Optimizer, names: str, *, factor: float = 1.0, alone: int = 0) -> Optimizer:
     """An optimizer under which the parameters of some names are apart from the rest.
 
-    What waits has no gradient, so that its moments start from nothing when it joins, and no update: no weight decay either.
+    What waits has no update, no weight decay either. Its moments follow its gradients all the while: were they to start from nothing when
+    it joins, Adam would divide them by what a long run has seen (b2=0.999: five times its rate after a thousand steps).
 
     Args:
       optimizer: from `make_optimizer`; what it freezes stays frozen.
@@ -30,7 +31,7 @@ def apart(optimizer: Optimizer, names: str, *, factor: float = 1.0, alone: int =
         def hold(x: jax.Array, own: bool) -> jax.Array:
             return x if own else jnp.where(joined, x, jnp.zeros_like(x))
 
-        updates, state = optimizer.update(each(hold, grads) if alone else grads, state, params, step=step)
+        updates, state = optimizer.update(grads, state, params, step=step)
         return each(lambda x, own: x * factor if own else hold(x, own) if alone else x, updates), state
 
     return optimizer._replace(update=update)

@@ -96,7 +96,7 @@ def split_feed(feed_state: Any) -> tuple[dict[str, Any], Any]:
 def join_feed(arrays: Mapping[str, Any], nested: Any) -> Any:
     """The inverse of `split_feed`; tuples come back as lists."""
     if isinstance(nested, Mapping):
-        if set(nested) == {"array"}:
+        if set(nested) == {"array"} and isinstance(nested["array"], str):  # a table of a feed's own may have that key
             return arrays[nested["array"]]
         return {key: join_feed(arrays, inner) for key, inner in nested.items()}
     if isinstance(nested, list):

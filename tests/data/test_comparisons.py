@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from jaxllm.data.comparisons import FORMATS, Reading, Tally, judged, records, transcript
+from jaxllm.data.comparisons import FORMATS, Reading, Tally, judged, prefixes, records, transcript
 from jaxllm.data.dialogues import WrongDialogue
 from jaxllm.data.sources import make_sources
 
@@ -70,6 +70,8 @@ RECORDS = {
     "the best": ({"prompt": "q", "answers": ["c", "a", "b"], "best": 1}, "ranking", "q", ["a", "c", "b"], (0, 1, 1)),
     "a label": ({"prompt": "q", "completion": "a", "label": True}, "label", "q", ["a"], (0,)),
     "a labelled dialogue": ({"messages": [*ASKED, {"role": "assistant", "content": "a"}], "label": 3.5}, "label", "q", ["a"], (0,)),
+    "a step": ({"prompt": "q", "steps": ["a\n", "b"], "labels": [True, False]}, "steps", "q", ["a\nb"], (0,)),
+    "a step as trl has it": ({"prompt": "q", "completions": ["a"], "labels": [1]}, "steps", "q", ["a"], (0,)),
     "a rule": ({"dialogue": f"{HUMAN} 4", "rule": "Be kind.", "verdict": True}, "rule", "2+2", ["4"], (0,)),
 }
 
@@ -115,6 +117,9 @@ def test_values_margins_rules_and_turns():
         ({"prompt": "q", "completion": "a", "label": "good"}, "has a label 'good' that is no number"),
         ({"input": "q", "output_1": "a", "output_2": "b", "label": 3}, "prefers 3, which is none of 1 and 2"),
         ({"prompt": "q", "answers": ["a", "b"], "ranking": [1]}, "2 answers and a ranking that is no list of as many numbers"),
+        ({"prompt": "q", "steps": ["a", "b"], "labels": [1]}, "not as many labels"),
+        ({"prompt": "q", "steps": "ab", "labels": [1, 1]}, "not as many labels"),
+        ({"prompt": "q", "steps": ["a"], "labels": ["good"]}, "has a label 'good' that is no number"),
         ({"dialogue": "plain", "rule": "r", "verdict": 1}, "neither messages nor a transcript"),
         ({"prompt": "q", "chosen": "a", "rejected": "\ud83d"}, "has a text with '\\ud83d' in it, half a surrogate pair"),
         ({"chosen": "plain", "rejected": "texts"}, "neither messages nor a transcript"),
@@ -134,3 +139,14 @@ def test_a_source_is_read_and_what_was_seen_is_said(tmp_path):
     assert "x.jsonl:3 is broken JSON" in str(tally.wrong[1])
     with pytest.raises(ValueError, match="Choose one of: pair"):
         Reading(format="pairs")
+
+
+def test_each_step_of_a_solution_is_judged_behind_those_before_it(tmp_path):
+    lines = ['{"prompt": "q", "steps": ["a", "b", "c"], "labels": [true, true, false]}', '{"prompt": "q", "steps": ["a"], "labels": []}']
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    tally = Tally("x")
+    found = list(records(make_sources([str(tmp_path / "x.jsonl")], "data.train")[0], Reading(), tally))
+    assert [one.dialogues[0].messages[-1].content for one in found] == ["a", "a\nb", "a\nb\nc"] == prefixes("a\nb\nc")
+    assert [one.value for one in found] == [1, 1, 0] and {one.dialogues[0].messages[0].content for one in found} == {"q"}
+    assert str(tally) == "x: 4 records: 3 steps (steps, labels); 1 of no use."
+    assert prefixes("a\n\nb\n") == ["a", "a\n\nb"] and prefixes(" \n") == []

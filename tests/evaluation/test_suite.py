@@ -169,6 +169,23 @@ def test_what_cannot_be_judged_is_missing_and_not_0(suite, params):
     assert result.metrics["pass@1"] == 1.0 and result.metrics["pass@2"] == 1.0 and result.unscored == 4
 
 
+class Broken(Arithmetic):
+    """A task whose verifier has a fault, which shows on one row."""
+
+    def score(self, row, answer):
+        return {"exact_match": 1 // (int(row["answer"]) - 2)}
+
+
+def test_a_verifier_that_raises_names_the_row_and_scores_nothing(suite, params):
+    rows, said = [{"question": "?", "answer": answer} for answer in ("3", "2", "3")], list[str]()
+    result = suite.run(params, "odd", Broken(max_new_tokens=2), Split([], rows), say=said.append)
+    assert result.metrics["exact_match"] == 1.0 and result.unscored == 1 and result.records[1]["scores"] == [None]
+    assert [line for line in said if "row 2 is not scored" in line and "ZeroDivisionError" in line] == said
+    said.clear()
+    suite.run(params, "f", Fickle(max_new_tokens=2), Split([], [{"question": "?", "answer": "1"}]), say=said.append)
+    assert said == ["f: row 1 is not scored: broken."]
+
+
 def test_each_k_is_of_its_own_temperature_and_nothing_judged_is_no_number(suite, params):
     rows = [{"question": "?", "answer": str(i)} for i in (0, 2)]
     drawn = How(num_samples=2, temperature=1.0, k=(2,))

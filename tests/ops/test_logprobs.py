@@ -154,18 +154,17 @@ def sparse_case(shape, draw=3):
     return case, weights
 
 
-@pytest.mark.parametrize(
-    ("sizes", "shape", "how"),
-    [
-        ({}, (37, True), {"chunk": 5, "softcap": 2.0}),
-        ({}, (37, False), {"chunk": 7, "transposed": True}),
-        ({}, (64, True), {}),  # one chunk
-        (MESHES[0], (37, True, 8), {"chunk": 2}),
-        (MESHES[1], (64, False, 8), {"chunk": 4, "transposed": True}),
-        (MESHES[2], (37, True, 3, 5), {"chunk": 4}),
-    ],
-    ids=str,
-)
+SPARSE = [
+    ({}, (37, True), {"chunk": 5, "softcap": 2.0}),
+    ({}, (37, False), {"chunk": 7, "transposed": True}),
+    ({}, (64, True), {}),  # one chunk
+    (MESHES[0], (37, True, 8), {"chunk": 2}),
+    (MESHES[1], (64, False, 8), {"chunk": 4, "transposed": True}),
+    (MESHES[2], (37, True, 3, 5), {"chunk": 4}),
+]
+
+
+@pytest.mark.parametrize(("sizes", "shape", "how"), SPARSE, ids=str)
 def test_leaving_out_what_weighs_nothing_changes_nothing(sizes, shape, how):
     case, weights = sparse_case(shape)
     with jax.set_mesh(make_mesh(sizes, devices=None if sizes else jax.devices()[:1])):
@@ -173,6 +172,16 @@ def test_leaving_out_what_weighs_nothing_changes_nothing(sizes, shape, how):
     total, (values, grads) = fused_in_numpy(*case, weights, 1e-2, how.get("softcap"))
     assert float(got[0]) == pytest.approx(total, rel=1e-5)
     agree(got[1], ([np.where(weights != 0, x, 0.0) for x in values], grads))
+
+
+@pytest.mark.parametrize(("sizes", "shape", "how"), SPARSE, ids=str)
+def test_log_probs_that_nobody_asks_for_are_0_and_the_others_as_they_were(sizes, shape, how):
+    case, weights = sparse_case(shape)
+    cotangents = np.random.default_rng(4).normal(size=(2, *weights.shape))
+    with jax.set_mesh(make_mesh(sizes, devices=None if sizes else jax.devices()[:1])):
+        got = ours(*case, cotangents, weights=jnp.asarray(weights), **how)
+    values, grads = in_numpy(*case, np.where(weights != 0, cotangents, 0.0), how.get("softcap"))
+    agree(got, ([np.where(weights != 0, x, 0.0) for x in values], grads))
 
 
 @pytest.mark.parametrize("trained", [0, 15])
@@ -186,6 +195,8 @@ def test_chunks_that_weigh_nothing_are_not_computed(trained):
     assert np.isfinite(float(total)) and all(np.isfinite(x).all() for x in [*values, *grads[:2]])
     assert np.any(grads[1] != 0) == (trained > 0)
     assert not np.isfinite(fused(*case, weights, 1e-2, chunk=5)[1][1][1]).all()
+    values, grads = ours(*case, np.stack([weights, weights]), weights=jnp.asarray(weights), chunk=5)
+    assert all(np.isfinite(x).all() for x in [*values, *grads[:2]]) and np.any(grads[1] != 0) == (trained > 0)
 
 
 def test_the_fused_loss_has_no_gradient_by_its_weights():

@@ -1,5 +1,6 @@
 """Rewards: components, their rules, and what becomes of a component that fails."""
 
+import functools
 import json
 import sys
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 
 from jaxllm.rollouts import components
-from jaxllm.rollouts.rewards import Answer, Component, Failed, Rewards, Spoken, make
+from jaxllm.rollouts.resampling import dull
+from jaxllm.rollouts.rewards import Answer, Component, Failed, Rewards, Spoken, make, named
 from jaxllm.rollouts.rules import RULES, Bound
+from jaxllm.rollouts.shaping import missing_end
 from jaxllm.tasks.arithmetic import Arithmetic
 from jaxllm.tasks.task import Unscored
 
@@ -98,7 +101,26 @@ def test_what_nobody_could_mean_is_refused():
         ({"kind": "command", "command": "echo"}, "no list of words"),
     ):
         with pytest.raises(ValueError, match=said):
-            make([entry], components.KINDS)
+            make(named([entry], components.KINDS), components.KINDS)
+
+
+@pytest.mark.parametrize(("how", "expected"), [("set", -1.0), ("subtract", 1.25)])
+def test_an_answer_without_an_end_has_its_penalty_wherever_rewards_are_read(how, expected):
+    """In the total itself: resampling, the greedy baseline and labels compare what training does; what is missing stays so."""
+    no_end = functools.partial(missing_end, value=expected if how == "set" else -1.0, how=how)
+    rewards = Rewards([Component("c", lambda answers: [0.25, 0.25, None, 0.25])], no_end=no_end)
+    cut = [answer._replace(ended=i not in (1, 2)) for i, answer in enumerate(ANSWERS)]
+    found = rewards(cut, GROUPS)
+    np.testing.assert_array_equal(found.total, [0.25, expected, np.nan, 0.25])
+    np.testing.assert_array_equal(found.parts["c"], [0.25, 0.25, np.nan, 0.25])
+    assert dull(found.total[:2], GROUPS[:2]).tolist() == []
+
+
+def test_a_rule_without_a_value_says_so():
+    """A root of a negative part is no number: it is told, and not taken for a part that is missing."""
+    found = Rewards([Component("c", lambda answers: [4.0, -1.0, None, 0.0], weight=0.5)], "product")(ANSWERS, GROUPS)
+    np.testing.assert_array_equal(found.total, [2.0, np.nan, np.nan, 0.0])
+    assert len(found.problems) == 2 and "no value for 1 of 4 completions whose parts are all there" in found.problems[1]
 
 
 def test_a_verifier_that_cannot_judge_and_a_judge_that_dies():

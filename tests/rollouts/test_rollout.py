@@ -80,3 +80,10 @@ def test_every_rule_finds_its_own_illness_and_no_other(name):
 def test_a_healthy_rollout_is_left_alone():
     well = rollout(WELL, tokens=1 + DRAWN.random(16), kl=DRAWN.standard_normal(16))
     assert not [name for name, rule in doctor.RULES.items() if rule(doctor.Seen(well, 2.0, 4, (), WATCHED))]
+
+
+def test_the_doctor_tells_turns_that_ran_out_from_tokens():
+    seen = doctor.Seen(rollout(WELL, tokens=[2] * 6 + [4] * 10, truncated=np.ones(16)), 2.0, 4)
+    assert "cut off at 4 tokens (6 of them before, at a call in the last of rollout.max_turns)" in doctor.all_truncated(seen)[0]
+    seen = doctor.Seen(rollout(WELL, truncated=np.ones(16)), 2.0, 4)
+    assert "cut off at 4 tokens, so" in doctor.all_truncated(seen)[0]

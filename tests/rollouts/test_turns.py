@@ -12,7 +12,7 @@ from jaxllm.rollouts.methods import METHODS
 from jaxllm.rollouts.protocol import Between
 from jaxllm.rollouts.rollout import Prompt, rows_of
 from jaxllm.rollouts.tools import DONE, ERROR, make
-from jaxllm.rollouts.turns import MODEL, Talking, TurnSampler, statistics
+from jaxllm.rollouts.turns import MODEL, Talking, TurnSampler, TurnTexts, statistics
 from jaxllm.sampling.endings import Endings
 from jaxllm.sampling.engine import Finished
 
@@ -130,3 +130,10 @@ def test_advantages_are_those_of_the_models_tokens_side_by_side(name, played):
         rewards = np.where(own, -0.1 * (long["log_probs"] - long["reference"]), 0)
         rewards[np.arange(4), [np.flatnonzero(row)[-1] for row in own]] += known["scores"]
         np.testing.assert_allclose(apart["advantages"], numpy_gae(rewards, long["values"], own, 0.9, 0.8), rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_log_probability_is_of_the_models_tokens(played):
+    """A tool's tokens, whose log-probability is said to be 0, make no sample likelier."""
+    done = played[0].finished[2]
+    own = np.array(done.log_probs)[np.array(done.own)]
+    assert TurnTexts.mean(None, done) == pytest.approx(own.mean()) and len(own) < len(done.log_probs)

@@ -1,5 +1,6 @@
 """Answers that are judged become comparisons, those a reward model, and that a reward: InstructGPT's first round, in this process."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -65,6 +66,10 @@ def test_labels_that_were_stopped_go_on_as_if_they_had_not_been(life, stage, cap
     assert "verdicts need a rule" in capsys.readouterr().err
     assert stage(*words, "--config.rollout.temperature=0.5") == 2
     assert "is the run of another config: rollout.temperature" in capsys.readouterr().err
+    record = json.loads((life / "02-answers/config.json").read_text())
+    (life / "02-answers/config.json").write_text(json.dumps(record | {"answered_by": "an earlier checkpoint"}))
+    assert stage(*words) == 2 and "was begun with other weights of init_from=" in capsys.readouterr().err
+    (life / "02-answers/config.json").write_text(json.dumps(record))
 
 
 def test_answers_one_by_one_have_labels_or_verdicts(life, stage, tmp_path, monkeypatch):

@@ -240,3 +240,17 @@ def test_a_mistake_is_a_sentence(name, files):
         bench = Bench(RECIPE, settings(files[given.get("file", "pairs")], **options))
         bench.data.reader(bench.config)
     assert sentence in str(error.value)
+
+
+def test_steps_of_solutions_are_judged_one_by_one(tmp_path):
+    """Process rewards: a solution of three steps is three answers, all on one side of what is held out."""
+    steps = [[f"{i} one", "two", f"{'z' if i % 2 else 'b'} three"][: 2 + i % 2] for i in range(40)]
+    records = [{"prompt": f"p{i}", "steps": own, "labels": [True] * (len(own) - 1) + [i % 3 == 0]} for i, own in enumerate(steps)]
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    bench = Bench(RECIPE, settings(str(tmp_path / "steps.jsonl"), **{"reward.loss": "binary"}))
+    parts = [next(iter(part.values())) for part in (bench.data.train, bench.data.evals)]
+    assert sum(len(part.said.ends) for part in parts) == sum(map(len, steps)) == 100
+    last = [sum((part.said.values == value).sum() for part in parts) for value in (0.0, 1.0)]
+    assert last == [sum(i % 3 != 0 for i in range(40)), 60 + sum(i % 3 == 0 for i in range(40))]
+    _, report = bench.update(bench.rows(), steps=3)
+    assert np.isfinite(report["loss"])

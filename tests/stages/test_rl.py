@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxllm.data.chat import Message
 from jaxllm.parallel.mesh import make_mesh
 from jaxllm.rollouts.methods import METHODS
 from jaxllm.rollouts.rewards import Answer
-from jaxllm.stages import methods, opened, rewarded, rl, train
+from jaxllm.stages import methods, opened, programs, rewarded, rl, train
 from jaxllm.stages.config import resolve
 from tests.stages import rl_session
 from tests.stages.rl_session import Session, saved_and_loaded
@@ -176,6 +177,97 @@ def test_reward_models_are_components(settings, place, monkeypatch):
     assert rewards.everywhere
 
 
+def test_a_reward_model_is_asked_the_turns_that_the_policy_was_asked(settings, place, monkeypatch):
+    """A dialogue is not one turn of all its words."""
+    asked = []
+
+    class Model:
+        def ensemble(self, pairs, rule=None):
+            asked.extend(pairs)
+            return np.zeros((len(pairs), 1))
+
+    monkeypatch.setattr(rewarded.scored, "open_reward", lambda path, mesh: Model())
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    for chat, expected in ((True, [Message(**turn) for turn in turns]), (False, "a\nb\nc")):
+        config = resolve(settings(rl__rewards=[{"kind": "model", "path": str(place)}], rollout__chat=chat))
+        rewards = rewarded.rewards_of(config, rl.open_prompts(resolve(settings())).asked)
+        rewards([Answer("a\nb\nc", "d", {"messages": turns}, np.zeros(1, np.int32), True)], np.zeros(1, int))
+        assert asked.pop()[0] == (tuple(expected) if chat else expected)
+
+
+def test_a_process_reward_is_of_every_step(settings, place, monkeypatch):
+    """A model that scores a text by its last letter: the worst and the mean of the steps; nothing said is nothing scored."""
+
+    class Model:
+        def ensemble(self, pairs, rule=None):
+            return np.array([[float(ord(text[-1]) - ord("a"))] for _, text in pairs])
+
+    monkeypatch.setattr(rewarded.scored, "open_reward", lambda path, mesh: Model())
+    entries = [{"kind": "model", "path": str(place), "steps": steps, "name": str(steps)} for steps in (None, *rewarded.STEPS)]
+    rewards = rewarded.rewards_of(resolve(settings(rl__rewards=entries)), rl.open_prompts(resolve(settings())).asked)
+    answers = [Answer("p", text, {}, np.zeros(1, np.int32), True) for text in ("xc\nxb\nxf", "xd", "xd\n\nxa")]
+    parts = rewards(answers, np.zeros(3, int)).parts
+    assert parts["None"].tolist() == [5, 3, 0] and parts["worst"].tolist() == [1, 3, 0]
+    assert parts["mean"].tolist() == [pytest.approx(8 / 3), 3, 1.5]
+    blank = rewards([Answer("p", "\n", {}, np.zeros(1, np.int32), True)] * 2, np.zeros(2, int)).parts
+    assert np.isnan(blank["worst"]).all()
+
+
+def test_the_greedy_baseline_has_the_penalty_that_its_samples_have(settings, tmp_path):
+    """Nothing here ends by itself, so samples and greedy completions are worth the same: nothing is better than the baseline."""
+    session = Session(settings(rl__method="remax", rl__missing_end=-1.0, rl__rewards=["ended"]), tmp_path).run(1)
+    batch, report = session.batches[0], session.reports[0]
+    assert report["truncated"] > 0.8 and (batch["stat_reward"] == np.where(batch["stat_truncated"] == 1, -1, 1)).all()
+    assert not batch["advantages"][batch["stat_truncated"] == 1].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rollout__tools": ["calculater"]}, "Unknown kind of tool 'calculater'.* Did you mean 'calculator'"),
+        ({"rollout__tools": [{"kind": "python", "second": 3.0}]}, "does not know 'second'.* Did you mean 'seconds'"),
+        ({"rollout__tools": ["search"]}, "rollout.corpus is empty"),
+        ({"rollout__tools": [3]}, "rollout.tools has the entry 3"),
+        ({"rollout__tools": ["search"], "rollout__corpus": [{"path": "x"}]}, "which is no path"),
+        ({"rl__rewards": [{"kind": "length", "csot": 1}]}, "does not know 'csot'.* Did you mean 'cost'"),
+        ({"rl__rewards": [{"kind": "length", "cost": "much"}]}, "cost='much' is not a number"),
+        ({"rl__rewards": [{"kind": "ended", "weight": None}]}, "weight=None is not a number"),
+        ({"rl__rewards": ["tools"]}, "rollout.tools is empty"),
+        ({"rl__rewards": [{"kind": "tools", "tool": "pyton"}], "rollout__tools": ["python"]}, "Did you mean 'python'"),
+        ({"rl__rewards": [{"kind": "model", "path": "x", "of": "meen"}]}, "Did you mean 'mean'"),
+        ({"rl__kl_controller": "adaptive"}, "rl.kl_controller='adaptive' is not read here"),
+        ({"rl__discount": 0.9}, "rl.discount=0.9 is not read here: it is for ppo"),
+        ({"rl__constant": 3.0}, "rl.over=constant"),
+        ({"rl__method": "rloo", "rl__level": "sequence"}, "a method with a ratio"),
+        ({"rl__kl_target": 0.0}, "above 0"),
+        ({"rl__options": {"low": -1.0}}, "0 or more"),
+        ({"rl__options": {"dual": 0.5}}, "above 1"),
+        ({"rl__scale": {"scale": "bacth"}}, "Did you mean 'batch'"),
+        ({"rl__method": "ppo", "rl__critic_learning_rate": 1.0, "optimizer__learning_rate": 0.0}, "beside optimizer.learning_rate=0"),
+    ],
+)
+def test_mistakes_are_told_by_check_too(changes, said, settings):
+    with pytest.raises(ValueError, match=said):
+        programs.check(resolve(settings(**changes)), rl.RECIPE)
+
+
+def test_a_reward_model_that_is_not_there_is_told_by_its_name(settings, tmp_path):
+    changes = {"rl__rewards": [{"kind": "model", "path": f"{tmp_path}/nowhere", "name": "proxy"}]}
+    with pytest.raises(ValueError, match=r"rl.rewards 'proxy': .*nowhere is not a work directory of `jaxllm reward`. Train a reward model"):
+        train.build(resolve(settings(**changes)), rl.RECIPE)
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere/config.json").write_text(json.dumps({"stage": "reward", "config": {"parallel": {}}}))
+    with pytest.raises(ValueError, match=r"rl.rewards 'proxy': No whole checkpoint in .* until its first checkpoint is written"):
+        train.build(resolve(settings(**changes)), rl.RECIPE)
+
+
+@pytest.mark.parametrize("messages", [["hi"], [{"role": "user"}], [{"role": "user", "content": None}], []])
+def test_a_dialogue_that_is_none_is_told_with_its_row(messages, settings, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    with pytest.raises(ValueError, match="row 1: 'messages' is not a list of turns"):
+        rl.open_prompts(resolve(settings(rollout__file=str(tmp_path / "rows.jsonl"), rollout__chat=True)))
+
+
 KEPT = {"batch_size": 16, "rollout__lag": 3, "rollout__replay": 1, "rollout__replay_share": 0.5, "rl__reward_rule": "running_sum"}
 
 
@@ -218,6 +310,7 @@ def test_killed_in_a_rollout_and_run_again_is_never_killed(stage, config_file, t
         ({"rl__kl_coefficient": 0.1, "rl__kl_estimator": "k2", "rl__kl_corrected": True}, "right gradient as it is"),
         ({"rollout__temperature": 0.0}, "above 0"),
         ({"rollout__task": "arithmetic"}, "give one of them"),
+        ({"rollout__stop": [""]}, "would end it at once"),
         ({"sequence_length": 8}, "Set sequence_length to at least"),
         ({"rl__rewards": [{"kind": "task"}]}, "prompts are of a file"),
         ({"rl__rewards": []}, "no answers to compare with"),

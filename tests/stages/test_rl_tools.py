@@ -164,7 +164,8 @@ def test_it_learns_to_call_the_calculator(settings, tmp_path):
     [
         ({"rollout__tools": ["calculater"]}, "Unknown kind of tool"),
         ({"rollout__max_turns": 1}, "leaves no turn behind a call"),
-        ({"rollout__corpus": ["x.jsonl"]}, "There is nothing at 'x.jsonl'"),
+        ({"rollout__corpus": ["x.jsonl"]}, "read by the tool search"),
+        ({"rollout__corpus": ["x.jsonl"], "rollout__tools": ["search"]}, "There is nothing at 'x.jsonl'"),
         ({"rollout__result": ["{"]}, "give the two texts"),
         ({"rollout__max_tool_tokens": 1}, "Raise it"),
         ({"rollout__max_tool_tokens": 24}, "9 tokens and 48 of tools' results"),

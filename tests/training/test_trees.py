@@ -40,3 +40,10 @@ def test_a_feed_comes_back_as_it_was():
 def test_what_cannot_be_saved_is_named():
     with pytest.raises(TypeError, match=r"set at 'a\.b'"):
         split_feed({"a": {"b": {1, 2}}})
+
+
+def test_a_table_with_a_key_of_that_name_is_not_taken_for_an_array():
+    state = {"rewards": {"array": [1.0, 2.0]}, "one": {"array": 0.5}, "whole": {"array": np.arange(3)}}
+    back = join_feed(*split_feed(state))
+    assert back["rewards"] == {"array": [1.0, 2.0]} and back["one"] == {"array": 0.5}
+    assert back["whole"]["array"].tolist() == [0, 1, 2]
