@@ -6,7 +6,8 @@
         --config.data.train=runs/labels/comparisons.jsonl
 
 runs/sums is what configs/sft/arithmetic.py trains. On two cores of an AMD EPYC (2026-11-23, other work beside it) it puts the right sum
-first in 53.6 % of 498 held-out pairs at step 0 and in 76.5 % at step 240; 58 % of the wrong sums are off by 3 or less.
+first in 53 % of 337 held-out pairs at step 0, 57 % at step 200 and 64 % at step 400. From sums taught for 240 steps, of which half are
+right, it was 45 %, 69 % and 86 % of the pairs: the better a policy, the finer its errors.
 """
 
 from ml_collections import ConfigDict
