@@ -51,7 +51,9 @@ class Task:
         """
         if not any(all(name in row for name in fields) for fields in self.FIELDS):
             forms = " or ".join("{" + ", ".join(fields) + "}" for fields in self.FIELDS)
-            raise WrongRow(f"{_lacking(row, self.FIELDS)}; its fields are {', '.join(sorted(row))}, and {type(self).__name__} needs {forms}")
+            raise WrongRow(
+                f"{_lacking(row, self.FIELDS)}; its fields are {', '.join(sorted(row))}, and {type(self).__name__} needs {forms}"
+            )
         return row
 
     def prompt(self, row: Row) -> str:
