@@ -172,11 +172,12 @@ def _filled(rubric: str, pair: Pair) -> str:
     return BLANK.sub(lambda blank: own[blank[1]], rubric)
 
 
-def reward_judge(score: Callable[[list[tuple[str, str]]], Sequence[float]]) -> Judge:
+def reward_judge(score: Callable[[list[tuple[str, str]]], Sequence[float]], reasons: collections.Counter[str] | None = None) -> Judge:
     """A judge that is a reward model: the higher score is better, equal ones are a tie, and where one is not finite there is none.
 
     Args:
       score: (prompt, answer) in, a reward out for each. Every answer is scored once, in however many pairs it stands.
+      reasons: counts why verdicts are missing, in words.
 
     Raises:
       ValueError: by the judge: not one reward for each answer.
@@ -187,7 +188,10 @@ def reward_judge(score: Callable[[list[tuple[str, str]]], Sequence[float]]) -> J
         rewards = [float(reward) for reward in (score(answers) if answers else [])]
         _check_count(len(rewards), len(answers), "reward model", "rewards")
         of = dict(zip(answers, rewards, strict=True))
-        return [_higher(of[prompt, first], of[prompt, second]) for prompt, first, second in pairs]
+        found = [_higher(of[prompt, first], of[prompt, second]) for prompt, first, second in pairs]
+        if reasons is not None and None in found:
+            reasons["an answer has no reward (it is empty, or too long for the model)"] += found.count(None)
+        return found
 
     return judge
 

@@ -171,7 +171,8 @@ def test_rewards_are_compared_and_asked_for_once():
         ("p", "good", "huge"),
         ("q", "good", "bad"),
     ]
-    assert reward_judge(score)(pairs) == [1.0, 0.0, 0.5, None, None, 1.0]
+    reasons = collections.Counter()
+    assert reward_judge(score, reasons)(pairs) == [1.0, 0.0, 0.5, None, None, 1.0] and list(reasons.values()) == [2]
     assert len(asked) == len(set(asked)) == 6
 
 
