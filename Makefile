@@ -12,7 +12,7 @@ TPU = .venv-tpu
 PY = $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint format oracle smoke aot bench clean
+.PHONY: help setup demo test lint format oracle smoke aot slurm bench clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ $(TPU)/.ready: pyproject.toml constraints.txt
 
 aot: $(TPU)/.ready  ## compiles the train step for TPUs that are not there (installs libtpu)
 	JAX_PLATFORMS=cpu $(TPU)/bin/python -m pytest tests/tpu
+
+slurm:  ## installs SLURM where it is not (Debian, Ubuntu): the tests of launch.slurm start a cluster of their own
+	@.ci/slurm
 
 bench: $(VENV)/.ready  ## speed and memory beside the peers; needs a quiet machine
 	$(PY) -m benchmarks.run

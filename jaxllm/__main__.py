@@ -46,6 +46,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
 def _pretrain(parser: argparse.ArgumentParser) -> None:
     _configured(parser, workdir=False)
     parser.add_argument("--check", action="store_true", help="check the config by shapes alone; nothing runs")
+    parser.add_argument("--devices", type=int, metavar="N", help="of --check: what the mesh must cover (default: what its sizes come to)")
     parser.add_argument("--canary", type=int, metavar="N", help="compare N updates with fast compiler flags and with none; nothing is kept")
     parser.add_argument("--presets", action=_Presets, nargs=0, help="list the model presets and exit")
     parser.add_argument("--methods", action=_Methods, nargs=0, help="list the methods of peft.name and exit")
@@ -140,7 +141,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work directories to put on one page")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work directories to put on one page, or folders of sweeps")
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first work directory)")
 
 

@@ -7,6 +7,7 @@ import argparse
 import os
 import socket
 import sys
+import threading
 
 from launch import job
 
@@ -36,12 +37,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="how many processes (default 1)")
     parser.add_argument("--devices", type=int, default=1, help="faked CPU devices in each (default 1)")
     parser.add_argument("--port", type=int, help="of the coordinator on localhost (default: a free one)")
+    parser.add_argument("--restarts", type=int, default=0, metavar="N", help="failures that are followed by another start (default 0)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
     parser.add_argument("arguments", nargs="+", metavar="-- STAGE ...", help="what follows `python -m jaxllm`")
     options = parser.parse_args(argv)
     if options.processes < 1 or options.devices < 1:
         parser.error(f"--processes {options.processes} --devices {options.devices}: give 1 or more of each.")
-    port = options.port or free_port()
-    return job.run(job.Job(tuple(options.arguments), environments(options.processes, options.devices, port)))
+    told = threading.Event()
+
+    def start() -> int:
+        port = options.port or free_port()
+        return job.run(job.Job(tuple(options.arguments), environments(options.processes, options.devices, port)), told=told)
+
+    if options.dry_run:
+        found = job.Job(tuple(options.arguments), environments(options.processes, options.devices, options.port or free_port()))
+        print("\n".join(found.lines()))
+        return 0
+    return job.repeat(start, job.Restarts(options.restarts), told)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return ConfigDict(
         {
             "stage": "reward",
-            "steps": 4 if tiny else 240,
+            "steps": 4 if tiny else 400,
             "batch_size": 16,  # rows, each full of prompts with their answers
             "sequence_length": 128,
             "model": {
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "reward": {"loss": "ranking", "answers": 4, "scale": "unit"},
             "optimizer": {"name": "muon", "learning_rate": 4e-3, "weight_decay": 0.0},
             "schedule": {"name": "cosine", "warmup": 0.1},
-            "checkpoint": {"every": 150},
-            "eval": {"every": 80, "batches": 4},
+            "checkpoint": {"every": 200},
+            "eval": {"every": 100, "batches": 4},
         }
     )

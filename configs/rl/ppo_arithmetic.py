@@ -47,11 +47,12 @@ def get_config(arg: str = "") -> ConfigDict:
                 "kl_coefficient": 0.1,
                 "value_detached": True,
             },
-            "optimizer": {"name": "adamw", "learning_rate": 1.5e-4, "weight_decay": 0.0},
+            "peft": {"name": "lora", "rank": 8, "alpha": 8.0},
+            "optimizer": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup": 2 if tiny else 10},
             "log": {"every": 4},
             "checkpoint": {"every": 2 if tiny else 40},
-            "eval": {"every": 2 if tiny else 20},
+            "eval": {"every": 2 if tiny else 40},
             "tasks": {"names": ["addition"], "limit": 8 if tiny else 200, "max_new_tokens": 8, "slots": 64},
         }
     )

@@ -16,7 +16,7 @@ def main(recipe: Recipe, args: Namespace, overrides: Sequence[str]) -> int:
             f"{args.config} is a config for `jaxllm {config.stage}`, not for `jaxllm {recipe.name}`. Run it there, or leave out its stage."
         )
     if args.check:
-        return programs.check(config, recipe)
+        return programs.check(config, recipe, args.devices)
     if args.canary is not None:
         return canary.canary(config, recipe, args.canary)
     return train.run(recipe, config, args.workdir)

@@ -56,6 +56,24 @@ def curves(
     return _svg(figure)
 
 
+def scatter(points: Mapping[str, Series], lines: Mapping[str, Series], labels: tuple[str, str], log: tuple[bool, bool]) -> str:
+    """One picture (SVG) of points, with lines of the same name in the same colour; `labels` and `log` are of x and y."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for number, name in enumerate(dict.fromkeys([*points, *lines])):
+        if name in points:
+            axes.plot(*points[name], "o", color=f"C{number}", markersize=4, label=name)
+        if name in lines:
+            axes.plot(*lines[name], color=f"C{number}", linewidth=1.2, label=None if name in points else name)
+    axes.set(xlabel=labels[0], ylabel=labels[1], xscale="log" if log[0] else "linear", yscale="log" if log[1] else "linear")
+    axes.grid(alpha=0.3)
+    if len(points) + len(lines) > 1:
+        axes.legend(frameon=False)
+    return _svg(figure)
+
+
 def beside(
     left: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     right: Mapping[str, tuple[Sequence[float], Sequence[float]]],

@@ -95,12 +95,18 @@ def check_batch(config: ConfigDict, sizes: Mapping[str, int]) -> None:
         )
 
 
-def check(config: ConfigDict, recipe: Recipe) -> int:
-    """`--check`: traces every program of a stage by shapes alone, on the config's own mesh, which need not exist; returns 0."""
+def check(config: ConfigDict, recipe: Recipe, devices: int | None = None) -> int:
+    """`--check`: traces every program of a stage by shapes alone, on the config's own mesh, which need not exist; returns 0.
+
+    Args:
+      config: resolved.
+      recipe: of the stage.
+      devices: that the mesh must cover; None: as many as its sizes come to.
+    """
     setup.backend_flags(config)
     sizes = setup.mesh_sizes(config)
     known = math.prod(size for size in sizes.values() if size != -1)
-    sizes = resolve_sizes(sizes, known if -1 in sizes.values() else math.prod(sizes.values()))
+    sizes = resolve_sizes(sizes, devices or (known if -1 in sizes.values() else math.prod(sizes.values())))
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
     found = programs(config, mesh, recipe)
     for name, (function, arguments, _) in found.items():

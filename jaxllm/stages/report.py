@@ -1,4 +1,4 @@
-"""Work directories into one page: curves, tables, samples, and where the time went."""
+"""Work directories into one page: curves, tables, samples, and where the time went; sweeps beside one another."""
 
 import html
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxllm.stages import figures
+from jaxllm.stages import figures, sweeps
 from jaxllm.stages.page import curves, table, write
 from jaxllm.training.goodput import goodput
 
@@ -114,10 +114,11 @@ def write_report(workdirs: Sequence[os.PathLike | str], output: os.PathLike | st
     """
     folders = [epath.Path(workdir) for workdir in workdirs]
     for folder in folders:
-        if not (folder / "config.json").exists() and not (folder / "metrics.jsonl").exists():
-            raise ValueError(f"{folder} is not a work directory: it has no config.json. Give the --workdir of a run.")
-    asked = {folder.name: figures.task_records(_evals(folder)) for folder in folders}
-    body = "\n".join(figures.stages(asked)) + "\n<hr>\n".join(section(folder) for folder in folders)
+        if not sweeps.is_sweep(folder) and not (folder / "config.json").exists() and not (folder / "metrics.jsonl").exists():
+            raise ValueError(f"{folder} is not a work directory: it has no config.json. Give the --workdir of a run, or of a sweep.")
+    asked = {folder.name: figures.task_records(_evals(folder)) for folder in folders if not sweeps.is_sweep(folder)}
+    parts = [sweeps.section(folder, read_jsonl) if sweeps.is_sweep(folder) else section(folder) for folder in folders]
+    body = "\n".join(figures.stages(asked)) + "\n<hr>\n".join(parts)
     return write(output, ", ".join(folder.name for folder in folders), f"<h1>jaxllm report</h1>{body}")
 
 
