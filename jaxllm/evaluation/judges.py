@@ -89,24 +89,34 @@ def _run(command: list[str], given: str, timeout: float) -> str:
 
 
 def _verdicts(said: str, num_pairs: int, reasons: collections.Counter[str]) -> list[float | None]:
-    """The verdicts in a program's lines, None where there is not exactly one; `reasons` counts what was wrong."""
+    """The verdicts in a program's lines, None where there is not exactly one; `reasons` counts each that is missing once."""
     found: dict[int, list[float | None]] = {}
+    lines: collections.Counter[str] = collections.Counter()  # that are about no pair, by what is wrong with them
     for line in said.split("\n"):
         if not line.strip():
             continue
         answer = _read(line)
         number = None if answer is None else answer.get("id")
         if answer is None:
-            reasons["not a JSON object"] += 1
+            lines["not a JSON object"] += 1
         elif type(number) is not int or not 0 <= number < num_pairs:
-            reasons["unknown id"] += 1
+            lines["unknown id"] += 1
         else:
             found.setdefault(number, []).append(_preference(answer.get("preference")))
     for number in range(num_pairs):
         own = found.setdefault(number, [])
         if len(own) != 1 or own[0] is None:
-            reasons["no answer" if not own else "answered twice" if len(own) > 1 else "no preference from 0 to 1"] += 1
+            reasons[_why(own, lines)] += 1
     return [own[0] if len(own) == 1 else None for _, own in sorted(found.items())]
+
+
+def _why(own: list[float | None], lines: collections.Counter[str]) -> str:
+    """Why a pair has no verdict; of `lines`, each stands for one pair that nothing was said of, and is taken away."""
+    if own:
+        return "answered twice" if len(own) > 1 else "no preference from 0 to 1"
+    reason = next(lines.elements(), "no answer")
+    lines[reason] -= 1
+    return reason
 
 
 def _read(line: str) -> dict[str, Any] | None:
@@ -162,11 +172,12 @@ def _filled(rubric: str, pair: Pair) -> str:
     return BLANK.sub(lambda blank: own[blank[1]], rubric)
 
 
-def reward_judge(score: Callable[[list[tuple[str, str]]], Sequence[float]]) -> Judge:
+def reward_judge(score: Callable[[list[tuple[str, str]]], Sequence[float]], reasons: collections.Counter[str] | None = None) -> Judge:
     """A judge that is a reward model: the higher score is better, equal ones are a tie, and where one is not finite there is none.
 
     Args:
       score: (prompt, answer) in, a reward out for each. Every answer is scored once, in however many pairs it stands.
+      reasons: counts why verdicts are missing, in words.
 
     Raises:
       ValueError: by the judge: not one reward for each answer.
@@ -177,7 +188,10 @@ def reward_judge(score: Callable[[list[tuple[str, str]]], Sequence[float]]) -> J
         rewards = [float(reward) for reward in (score(answers) if answers else [])]
         _check_count(len(rewards), len(answers), "reward model", "rewards")
         of = dict(zip(answers, rewards, strict=True))
-        return [_higher(of[prompt, first], of[prompt, second]) for prompt, first, second in pairs]
+        found = [_higher(of[prompt, first], of[prompt, second]) for prompt, first, second in pairs]
+        if reasons is not None and None in found:
+            reasons["an answer has no reward (it is empty, or too long for the model)"] += found.count(None)
+        return found
 
     return judge
 

@@ -1,7 +1,6 @@
 """A model on tasks: every row asked and scored, its record kept, and the means with their intervals."""
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -19,7 +18,8 @@ from jaxllm.evaluation.pass_at_k import pass_at_k, reranked
 from jaxllm.models.model import Model
 from jaxllm.sampling.logits import Sampling
 from jaxllm.sampling.text import Sample, Texts
-from jaxllm.tasks.task import Choice, Continuation, Generation, Row, Scores, Task, Text, Unscored
+from jaxllm.tasks.scoring import score_all
+from jaxllm.tasks.task import Choice, Continuation, Generation, Row, Task, Text
 
 ROWS = "/rows"  # what the records of single rows are called after their task's name
 CHUNK = 256  # rows between two writes of records
@@ -228,32 +228,6 @@ def _judged(task: Task, row: Row, likes: Sequence[Likelihood], sizes: Sequence[i
     if isinstance(task, Choice):
         return {"log_probs": log_probs, "scores": task.scored(row, log_probs, sizes)}
     return {"log_prob": sum(log_probs), "bytes": sizes[0], "scores": {"accuracy": float(all(like.greedy for like in likes))}}
-
-
-def score_all(
-    task: Generation, rows: Sequence[Row], answers: Sequence[str], missing: Callable[[int, str], None] = lambda i, why: None
-) -> list[Scores | None]:
-    """The scores of answers, None where one cannot be judged; a task that judges many at once (by programs that run) is asked once.
-
-    A verifier that raises, whatever it raises, judges nothing: its answer has no score, and never 0. `missing` is told its number and why.
-    """
-    if hasattr(task, "score_all"):
-        found = [one or None for one in task.score_all(rows, answers)]
-        for i, one in enumerate(found):
-            if one is None:
-                missing(i, "its verifier could not judge")
-        return found
-    return [_score(task, row, answer, functools.partial(missing, i)) for i, (row, answer) in enumerate(zip(rows, answers, strict=True))]
-
-
-def _score(task: Generation, row: Row, answer: str, missing: Callable[[str], None]) -> Scores | None:
-    try:
-        return task.score(row, answer)
-    except Unscored as error:
-        missing(str(error).rstrip("."))
-    except Exception as error:  # a fault of the verifier must not count against the model, nor end the evaluation
-        missing(f"its verifier raised {error!r}")
-    return None
 
 
 def fingerprint(who: str, length: int, dtype: str, name: str, task: Task, shown: str, rows: Sequence[Row], how: How) -> str:

@@ -10,6 +10,7 @@ from jaxllm.rollouts.options import check_number, check_options, table_of
 from jaxllm.rollouts.rules import RULES, Bound, Memory, Weighing
 
 UNBOUND = Bound()
+SHOWN = 80  # characters of a prompt in a sentence, the last ones
 OF_ALL = ("weight", "at_least", "at_most")  # numbers that components of all kinds may have
 
 
@@ -185,7 +186,9 @@ def ask(component: Component, answers: Sequence[Answer], say: Callable[[str], No
     values = np.array([_number(component.name, value) for value in found], np.float64).reshape(len(answers))
     if missing := int(np.isnan(values).sum()):
         why = f"The first failure: {failures[0]}" if failures else "It gave None or a number that is not finite"
-        say(f"Reward {component.name!r} has no value for {missing} of {len(answers)} completions, which train nothing. {why}.")
+        prompt = answers[int(np.isnan(values).argmax())].prompt
+        first = f"the first of them follows the prompt {prompt if len(prompt) <= SHOWN else '...' + prompt[-SHOWN:]!r}"
+        say(f"Reward {component.name!r} has no value for {missing} of {len(answers)} completions, which train nothing; {first}. {why}.")
     return values
 
 

@@ -144,7 +144,7 @@ def open_judge(args: Namespace, config: ConfigDict, mesh: Any) -> Bench:
         if args.rubric:
             raise ValueError(f"--rubric is what a model is asked, and {args.judge} is a reward model, which scores. Leave it out.")
         model = scored.open_reward(args.judge, mesh)
-        return Bench(reward_judge(model.scores), model.identity, True, reasons)
+        return Bench(reward_judge(model.scores, reasons), model.identity, True, reasons)
     if args.rubric and not Path(args.rubric).is_file():
         raise ValueError(f"There is no rubric {args.rubric!r}. Give a text file with {{prompt}}, {{first}} and {{second}} in it.")
     rubric = Path(args.rubric).read_text(encoding="utf-8") if args.rubric else RUBRIC

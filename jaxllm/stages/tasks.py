@@ -1,6 +1,7 @@
 """Tasks: what there is, and a model's answers to them, during training and after."""
 
 import contextlib
+import functools
 import json
 import math
 import sys
@@ -52,10 +53,10 @@ def evals(config: ConfigDict, model: Model, tokenizer: Tokenizer) -> list[tuple[
     """(task, parameters -> metrics) of every task in `tasks.names`, for training to call."""
     if not config.tasks.names:
         return []
-    suite = make_suite(config, model, tokenizer)
+    suite, say = make_suite(config, model, tokenizer), functools.cache(hosts.say)  # what is said at every asking is said once
 
     def scores(asked: Asked, params: Any) -> dict[str, float]:
-        found = [suite.run(params, asked.name, asked.task, asked.rows, how) for how in asked.hows]
+        found = [suite.run(params, asked.name, asked.task, asked.rows, how, say=say) for how in asked.hows]
         whole = merged(found)
         return whole.metrics | {"rows": whole.rows, "unscored": whole.unscored}
 

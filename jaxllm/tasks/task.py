@@ -1,6 +1,7 @@
 """A task: what is asked about a row, a right answer to it, and how an answer is scored. It holds no rows, no model and no tokenizer."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -50,7 +51,9 @@ class Task:
         """
         if not any(all(name in row for name in fields) for fields in self.FIELDS):
             forms = " or ".join("{" + ", ".join(fields) + "}" for fields in self.FIELDS)
-            raise WrongRow(f"has the fields {', '.join(sorted(row))}; {type(self).__name__} needs {forms}")
+            raise WrongRow(
+                f"{_lacking(row, self.FIELDS)}; its fields are {', '.join(sorted(row))}, and {type(self).__name__} needs {forms}"
+            )
         return row
 
     def prompt(self, row: Row) -> str:
@@ -89,8 +92,12 @@ class Choice(Task):
     def normal(self, row: Row) -> Row:
         """{query, choices, gold}; see `Task.normal`."""
         row = super().normal(row)
-        if not isinstance(row["query"], str) or not _texts(row["choices"]) or type(row["gold"]) is not int:
-            raise WrongRow("has a query that is no text, choices that are no list of texts, or a gold that is no whole number")
+        if not isinstance(row["query"], str):
+            raise WrongRow(f"has query={row['query']!r:.100}, which is no text")
+        if not _texts(row["choices"]):
+            raise WrongRow(f"has choices={row['choices']!r:.100}, which is no list of texts")
+        if type(row["gold"]) is not int:
+            raise WrongRow(f"has gold={row['gold']!r:.100}, which is no whole number")
         if not 0 <= row["gold"] < len(row["choices"]):
             raise WrongRow(f"gold={row['gold']} is none of its {len(row['choices'])} choices")
         return row
@@ -154,8 +161,11 @@ class Continuation(Task):
     def normal(self, row: Row) -> Row:
         """See `Task.normal`."""
         row = super().normal(row)
-        if not _texts([row.get(name) for name in ("context", "continuation")]) or not row["continuation"].strip():
-            raise WrongRow("has a context or a continuation that is no text")
+        for name in ("context", "continuation"):
+            if not isinstance(row[name], str):
+                raise WrongRow(f"has {name}={row[name]!r:.100}, which is no text")
+        if not row["continuation"].strip():
+            raise WrongRow("has an empty continuation")
         return row
 
     def prompt(self, row: Row) -> str:
@@ -188,6 +198,14 @@ class Text(Task):
     def target(self, row: Row) -> str:
         """The document."""
         return row["text"]
+
+
+def _lacking(row: Row, forms: Fields) -> str:
+    """Which field the nearest of the forms wants in vain, and the one that may be meant."""
+    wanted = min(forms, key=lambda fields: sum(name not in row for name in fields))
+    name = next(name for name in wanted if name not in row)
+    near = difflib.get_close_matches(name, [other for other in row if other not in wanted], 1)
+    return f"has no {name!r}" + (f" (is it {near[0]!r}?)" if near else "")
 
 
 def _texts(values: Any) -> bool:

@@ -69,7 +69,18 @@ def test_nonsense_is_none_and_counted(line, reason, tmp_path):
     (tmp_path / "said").write_text("\n".join(lines))
     reasons = collections.Counter()
     assert command_judge(["cat", str(tmp_path / "said")], reasons=reasons)(PAIRS) == [1.0, None, 0.0]
-    assert reasons[reason] == 1 and sum(reasons.values()) == 1 + (reason in ("not a JSON object", "unknown id"))
+    assert reasons == {reason: 1}
+
+
+def test_a_missing_verdict_has_one_reason_and_idle_talk_costs_none(tmp_path):
+    said, reasons = tmp_path / "said", collections.Counter()
+    judge = command_judge(["cat", str(said)], reasons=reasons)
+    said.write_text('hm\n{"id": 9}\n{"id": 1}\n')
+    assert judge(PAIRS) == [None, None, None]
+    assert reasons == {"not a JSON object": 1, "unknown id": 1, "no preference from 0 to 1": 1}
+    reasons.clear()
+    said.write_text("loading\n" + "".join(f'{{"id": {i}, "preference": 1}}\n' for i in range(3)))
+    assert judge(PAIRS) == [1.0, 1.0, 1.0] and not reasons
 
 
 @pytest.mark.parametrize(
@@ -160,7 +171,8 @@ def test_rewards_are_compared_and_asked_for_once():
         ("p", "good", "huge"),
         ("q", "good", "bad"),
     ]
-    assert reward_judge(score)(pairs) == [1.0, 0.0, 0.5, None, None, 1.0]
+    reasons = collections.Counter()
+    assert reward_judge(score, reasons)(pairs) == [1.0, 0.0, 0.5, None, None, 1.0] and list(reasons.values()) == [2]
     assert len(asked) == len(set(asked)) == 6
 
 

@@ -186,6 +186,35 @@ def test_a_verifier_that_raises_names_the_row_and_scores_nothing(suite, params):
     assert said == ["f: row 1 is not scored: broken."]
 
 
+class Together(Broken):
+    """The same, which judges many at once."""
+
+    def score_all(self, rows, answers):
+        return [self.score(row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+
+def test_a_verifier_of_many_that_raises_costs_the_culprit_alone(suite, params):
+    rows, said = [{"question": "?", "answer": answer} for answer in "33323"], list[str]()
+    how = How(num_samples=2, temperature=1.0)
+    result = suite.run(params, "odd", Together(max_new_tokens=2), Split([], rows), how, say=said.append)
+    assert [record["scores"][0] for record in result.records] == [{"exact_match": 1}] * 3 + [None, {"exact_match": 1}]
+    assert result.metrics["exact_match"] == 1.0 and result.unscored == 2
+    assert len(said) == 2 and all("row 4 is not scored" in line and "ZeroDivisionError" in line for line in said)
+
+
+class Short(Arithmetic):
+    """A task whose verifier forgets an answer."""
+
+    def score_all(self, rows, answers):
+        return [{"exact_match": 1.0} for _ in answers[1:]]
+
+
+def test_a_verifier_that_forgets_an_answer_scores_nothing(suite, params):
+    rows, said = [{"question": "?", "answer": "1"}] * 2, list[str]()
+    result = suite.run(params, "short", Short(max_new_tokens=2), Split([], rows), say=said.append)
+    assert result.unscored == 2 and math.isnan(result.metrics["exact_match"]) and "0 scores for 1 answers" in said[0]
+
+
 def test_each_k_is_of_its_own_temperature_and_nothing_judged_is_no_number(suite, params):
     rows = [{"question": "?", "answer": str(i)} for i in (0, 2)]
     drawn = How(num_samples=2, temperature=1.0, k=(2,))

@@ -73,6 +73,19 @@ def test_a_component_that_fails_is_missing_and_never_zero(rule):
         assert np.isfinite(unused.total).all()
 
 
+def test_a_task_that_judges_many_at_once_and_raises_costs_the_culprit_alone():
+    class Together(Arithmetic):
+        def score_all(self, rows, answers):
+            return [{"exact_match": float(int(answer) > 4)} for answer in answers]
+
+    found = Rewards([Component("task", components.task(Together()))])(
+        [*ANSWERS[:3], ANSWERS[3]._replace(prompt="a" * 90 + "3 + 4 =")], GROUPS
+    )
+    np.testing.assert_array_equal(found.total, [0.0, 1.0, 1.0, np.nan])
+    (said,) = found.problems
+    assert "no value for 1 of 4" in said and f"prompt '...{'a' * 73}3 + 4 ='" in said and "ValueError: invalid literal" in said
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 def test_none_and_nan_are_missing(value):
     found = Rewards([Component("c", lambda answers: [value, 0.0, True, np.float32(2)])])(ANSWERS, GROUPS)

@@ -6,9 +6,15 @@ import signal
 
 import pytest
 
+from jaxllm.data.tokenizer_kinds import ByteTokenizer
 from jaxllm.evaluation.suite import Suite
-from jaxllm.stages import contamination, evaluate
+from jaxllm.models.model import Model
+from jaxllm.models.presets import preset
+from jaxllm.stages import contamination, evaluate, tasks
+from jaxllm.stages.config import resolve
 from jaxllm.stages.prepare import prepare
+from jaxllm.tasks.arithmetic import Arithmetic
+from tests.models.drawn import random_params
 
 CONFIG = """
 def get_config():
@@ -32,6 +38,20 @@ def lines_of(path):
 def test_training_asks(trained):
     asked = [record for record in lines_of(trained / "evals.jsonl") if record["name"] == "arithmetic"]
     assert [record["step"] for record in asked] == [0, 2] and all(record["exact_match"] == 0 for record in asked)
+
+
+def test_training_says_once_what_could_not_be_scored(monkeypatch, capsys):
+    def broken(task, row, answer):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Arithmetic, "score", broken)
+    model = Model(preset("tiny_llama3").replace(num_layers=1, vocab_size=260), scan_layers=False)
+    config = resolve({"tasks": {"names": ["arithmetic"], "limit": 2, "max_new_tokens": 2}}, {})
+    ((_, ask),) = tasks.evals(config, model, ByteTokenizer())
+    for seed in (0, 1):
+        assert ask(random_params(model, seed))["unscored"] == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "arithmetic: row 2 is not scored: its verifier raised ZeroDivisionError()." in said
 
 
 def test_the_catalogue_is_a_table(stage, capsys):

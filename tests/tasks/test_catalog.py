@@ -138,10 +138,28 @@ def test_a_right_answer_scores_and_a_wrong_one_does_not(name):
         assert found.task.prompt(row) is not None and found.task.target(row)
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "sentence"),
+    [
+        ("choice", {"query": "Q", "choices": ["a"], "golden": 0}, "has no 'gold' (is it 'golden'?); its fields are choices, golden, query"),
+        ("choice", {"query": "Q", "choices": "yes", "gold": 0}, "has choices='yes', which is no list of texts"),
+        ("choice", {"query": "Q", "choices": ["a"], "gold": "0"}, "has gold='0', which is no whole number"),
+        ("choice", {"query": None, "choices": ["a"], "gold": 0}, "has query=None, which is no text"),
+        ("arc_easy", {"question": "Q", "choices": [], "answerkey": "A"}, "has no 'answerKey' (is it 'answerkey'?)"),
+        ("continuation", {"context": 1, "continuation": "a"}, "has context=1, which is no text"),
+        ("continuation", {"context": "a", "continuation": " "}, "has an empty continuation"),
+    ],
+)
+def test_a_wrong_row_says_which_field(name, row, sentence):
+    with pytest.raises(WrongRow) as error:
+        entry(name).task.normal(row)
+    assert sentence in str(error.value)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_row_of_another_format_is_refused_and_named(name):
     found = entry(name)
-    with pytest.raises(ValueError, match=r"Row 1 of rows\.jsonl (has the fields other|is not of the format)"):
+    with pytest.raises(ValueError, match=r"Row 1 of rows\.jsonl (has no |is not of the format)"):
         normal_rows(found.task, iter([{"other": 1}]), "rows.jsonl")
     with pytest.raises(WrongRow, match=type(found.task).__name__):
         found.task.normal({"other": 1})

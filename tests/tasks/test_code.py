@@ -90,7 +90,7 @@ def test_setup_code_runs_after_the_answer_and_sanitized_rows_are_read():
 @pytest.mark.parametrize(
     ("task", "row", "sentence"),
     [
-        (HumanEval(), {"prompt": "x"}, "has the fields prompt; HumanEval needs {task_id, prompt"),
+        (HumanEval(), {"prompt": "x"}, "has no 'task_id'; its fields are prompt, and HumanEval needs {task_id, prompt"),
         (HumanEval(), {**EVAL_ROW, "canonical_solution": "return ("}, "a solution that is no Python"),
         (HumanEval(), {**EVAL_ROW, "entry_point": "os; x"}, "entry_point='os; x'"),
         (MBPP(), {**MBPP_ROW, "code": "print 1"}, "a solution that is no Python"),
