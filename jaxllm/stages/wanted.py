@@ -107,5 +107,6 @@ def hows(config: ConfigDict) -> tuple[How, ...]:
         raise ValueError(
             f"tasks.num_samples={section.num_samples} equal answers: tasks.temperature=0 always takes the likeliest. Give 0.2, say."
         )
-    shared = {"num_samples": section.num_samples, "top_p": section.top_p, "max_new_tokens": section.max_new_tokens, "seed": config.seed}
+    top_p = section.top_p if section.top_p is not None else 0.95 if section.num_samples > 1 else 1.0  # arXiv 2107.03374, section 3.1
+    shared = {"num_samples": section.num_samples, "top_p": top_p, "max_new_tokens": section.max_new_tokens, "seed": config.seed}
     return tuple(How(k=own, temperature=t, **shared) for t, own in groups.items())

@@ -10,7 +10,7 @@ from jaxllm.data.tokenizer_kinds import ByteTokenizer
 from jaxllm.evaluation.suite import Suite
 from jaxllm.models.model import Model
 from jaxllm.models.presets import preset
-from jaxllm.stages import contamination, evaluate, tasks
+from jaxllm.stages import contamination, evaluate, tasks, wanted
 from jaxllm.stages.config import resolve
 from jaxllm.stages.prepare import prepare
 from jaxllm.tasks.arithmetic import Arithmetic
@@ -223,6 +223,12 @@ def test_a_long_document_is_decoded_in_parts(kind, size, tmp_path):
     whole = [prepared.tokenizer.decode(ids) for ids in stream.documents()]
     assert ["".join(contamination.pieces(stream, prepared.tokenizer, *span, size)) for span in stream.spans()] == whole
     assert sorted(whole) == sorted(f"{i} {text}" for i, text in enumerate(texts))
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 0.95), ({"top_p": 1.0}, 1.0), ({"num_samples": 1, "temperature": [0.0]}, 1.0)])
+def test_several_answers_are_drawn_from_a_nucleus(given, expected):
+    asked = {"k": [1], "num_samples": 4, "temperature": [0.2], **given}
+    assert [how.top_p for how in wanted.hows(resolve({"tasks": asked}))] == [expected]
 
 
 @pytest.mark.parametrize(
