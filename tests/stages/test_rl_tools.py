@@ -148,7 +148,7 @@ def test_it_learns_to_call_the_calculator(settings, tmp_path):
     learns = session(settings, tmp_path)
     seen = []
     learns.feed._watch = lambda made, step, entropy: seen.append(made)
-    learns.run(120)
+    learns.run(240)  # when it finds the second bracket differs by a hundred updates from seed to seed, and by rounding
     first, last = (learns.reports[part] for part in (slice(0, 4), slice(-4, None)))
     good = [np.mean([report["tool_calls"] - report["tool_errors"] for report in part]) for part in (first, last)]
     assert good[0] < 0.02 and good[1] > 0.25, good
